@@ -1,0 +1,1 @@
+"""The offline vendor: OpenAI-, Anthropic- and Gemini-shaped HTTP."""

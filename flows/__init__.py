@@ -1,0 +1,1 @@
+"""One file per DAG: gather, decide, record, act."""
