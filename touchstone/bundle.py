@@ -84,7 +84,9 @@ class InlinePrompt(_Closed):
 class AppTarget(_Closed):
     """The user's own app: exactly one of an HTTP address or a Python callable."""
 
-    http: str | None = Field(default=None, description="POST {question, case_id} -> {answer, contexts?, model?, usage?}")
+    http: str | None = Field(
+        default=None, description="POST {question, case_id} -> {answer, contexts?, model?, usage?}"
+    )
     python: str | None = Field(default=None, description="`pkg.mod:function`, sync or async: question -> str or dict")
     timeout_s: float = Field(default=60, gt=0)
 

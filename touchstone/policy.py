@@ -33,9 +33,7 @@ class _Scorer(BaseModel):
     def _metric(
         self, name: str, kind: Literal["pass_fail", "graded"], higher_is_better: bool | None = True
     ) -> MetricSpec:
-        return MetricSpec(
-            name=name, kind=kind, higher_is_better=higher_is_better, scorer_fingerprint=self.fingerprint
-        )
+        return MetricSpec(name=name, kind=kind, higher_is_better=higher_is_better, scorer_fingerprint=self.fingerprint)
 
 
 class _PassFail(_Scorer):

@@ -40,6 +40,7 @@ class Call(_Record):
     finish_reason: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    visible_tokens: int | None = Field(default=None, description="Output without hidden reasoning; None: no usage")
     cost_usd: float | None = Field(default=None, description="None: the price is unknown, not free")
     latency_ms: float = 0.0
     attempts: int = 1
@@ -76,7 +77,6 @@ class Answer(_Record):
     """What the system under test said to one question."""
 
     text: str
-    calls: tuple[Call, ...] = ()
     retrieval: Retrieval | None = None
 
 
@@ -105,9 +105,8 @@ class CaseResult(_Record):
     case_digest: str = ""
     answer: Answer | None = None
     scores: dict[str, Score] = Field(default_factory=dict)
-    judge_calls: tuple[Call, ...] = ()
+    calls: tuple[Call, ...] = Field(default=(), description="All that were made, those of failures too")
     failure: Failure | None = None
-    latency_ms: float = 0.0
     started_at: float = Field(default=0.0, description="Unix seconds")
 
     @property
@@ -116,10 +115,6 @@ class CaseResult(_Record):
         if self.failure:
             return (self.failure,)
         return tuple(score.failure for score in self.scores.values() if score.failure)
-
-    @property
-    def calls(self) -> tuple[Call, ...]:
-        return (*(self.answer.calls if self.answer else ()), *self.judge_calls)
 
     @property
     def cost_usd(self) -> float | None:

@@ -52,7 +52,9 @@ class RetrievalConfig(_Closed):
     @model_validator(mode="after")
     def overlap_is_smaller(self) -> RetrievalConfig:
         if self.chunk_overlap >= self.chunk_size:
-            raise ValueError(f"chunk_overlap ({self.chunk_overlap}) must be smaller than chunk_size ({self.chunk_size})")
+            raise ValueError(
+                f"chunk_overlap ({self.chunk_overlap}) must be smaller than chunk_size ({self.chunk_size})"
+            )
         return self
 
     @property

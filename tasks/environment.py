@@ -1,0 +1,27 @@
+"""What libraries must find in the environment before their first import: quiet, offline, no telemetry."""
+
+from __future__ import annotations
+
+import os
+
+_DEFAULTS = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise importing litellm fetches a price list, and stalls offline
+    "EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true",  # aiohttp: httpx collapses at 128 calls in flight
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # the default of 20 s fails on a busy small machine
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes on a server that is gone
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_GENAI_EVAL_SKIP_TRACE_VALIDATION": "True",
+    "GX_ANALYTICS_ENABLED": "false",
+    "RAGAS_DO_NOT_TRACK": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def apply_defaults() -> None:
+    """Set what the user has not set; call it before importing litellm, mlflow, prefect or ragas."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,171 @@
+"""The straight path of one case, and many of them at once: errors become data here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from tasks.calls import CaseCalls, ResponseCache
+from tasks.embedding import load_embedder
+from tasks.plan import EvalPlan, judge_of, write_manifest
+from tasks.retrieval import Retriever, log_retrieval, used_chunks
+from tasks.scoring import JudgeSetup, judged_scores
+from tasks.spool import FinishedCall, Spool, run_folder
+from tasks.targets import AppTargetRunner, HttpApp, ModelTarget, Target, python_app
+from tasks.vendor import Vendor
+from touchstone.cases import GoldenCase
+from touchstone.cost import Budget
+from touchstone.errors import CaseFailure
+from touchstone.results import Answer, CaseResult, Failure
+from touchstone.scorers import deterministic_scores
+
+Unit = tuple[GoldenCase, int]
+Progress = Callable[[CaseResult], None]
+
+
+@dataclass
+class EvalSession:
+    """One run in one process: its calls share a limit, a budget, a spool and a cache."""
+
+    plan: EvalPlan
+    spool: Spool
+    vendor: Vendor
+    target: Target
+    judge: JudgeSetup | None
+    cache: ResponseCache
+    finished_calls: dict[str, FinishedCall]
+    finished_cases: dict[tuple[str, int], CaseResult]
+    on_case: Progress
+
+    async def run_shard(self, units: Sequence[Unit]) -> list[CaseResult]:
+        """Results in the order of `units`; what the spool holds is not run again."""
+        todo = [unit for unit in units if (unit[0].id, unit[1]) not in self.finished_cases]
+        if todo:
+            await self.target.prepare([case for case, _ in todo])
+        # More cases than calls in flight: a case waits on its judge while others generate.
+        window = asyncio.Semaphore(4 * self.plan.concurrency)
+
+        async def bounded(case: GoldenCase, trial: int) -> CaseResult:
+            try:
+                return await self._run_case(case, trial)
+            finally:
+                window.release()
+
+        async with asyncio.TaskGroup() as group:
+            for case, trial in todo:
+                await window.acquire()
+                group.create_task(bounded(case, trial))
+        return [self.finished_cases[(case.id, trial)] for case, trial in units]
+
+    async def _run_case(self, case: GoldenCase, trial: int) -> CaseResult:
+        calls = CaseCalls(f"{case.id}/{trial}", self.vendor, self.spool, self.finished_calls, self.cache)
+        result = await evaluate_case(self, case, trial, calls)
+        self.spool.append_case(result)
+        self.finished_cases[(case.id, trial)] = result
+        self.on_case(result)
+        return result
+
+
+async def evaluate_case(session: EvalSession, case: GoldenCase, trial: int, calls: CaseCalls) -> CaseResult:
+    """Ask, score, and turn whatever went wrong into a typed failure."""
+    known = {
+        "case_id": case.id,
+        "trial": trial,
+        "question": case.question,
+        "segment": case.segment,
+        "case_digest": case.digest,
+        "started_at": time.time(),
+    }
+    try:
+        answer = await session.target.answer(case, calls)
+    except CaseFailure as error:
+        return CaseResult(**known, calls=tuple(calls.calls), failure=Failure(kind=error.kind, reason=str(error)))
+    _log_retrieval(session, case, answer)
+    policy = session.plan.golden.policy
+    scores = {}
+    for scorer in policy.scorers:
+        scores |= deterministic_scores(scorer, case, answer)
+    if session.judge is not None:
+        scores |= await judged_scores(policy.scorers, case, answer, calls, session.judge)
+    return CaseResult(**known, answer=answer, scores=scores, calls=tuple(calls.calls))
+
+
+@asynccontextmanager
+async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) -> AsyncIterator[EvalSession]:
+    """Open a run's spool and what its calls share; everything is closed again."""
+    spool = Spool(run_folder(plan.settings.state, plan.run_key))
+    spool.write_json("manifest.json", write_manifest(plan))
+    finished_calls, finished_cases = _finished(plan, spool)
+    spent = sum(done.call.cost_usd or 0.0 for done in spool.calls().values() if done.call)
+    cache = ResponseCache(plan.settings.state / "response_cache.db")
+    vendor = Vendor(
+        concurrency=plan.concurrency,
+        deadline_s=plan.settings.deadline_s,
+        attempts=plan.settings.attempts,
+        budget=Budget(plan.cap_usd, spent),
+    )
+    target = await asyncio.to_thread(_target, plan)
+    try:
+        yield EvalSession(
+            plan, spool, vendor, target, _judge(plan), cache, finished_calls, finished_cases, on_case
+        )
+    finally:
+        await target.close()
+        cache.close()
+        spool.close()
+
+
+def _finished(
+    plan: EvalPlan, spool: Spool
+) -> tuple[dict[str, FinishedCall], dict[tuple[str, int], CaseResult]]:
+    """What is already paid for; with `retry_failures`, without what failed."""
+    calls, cases = spool.calls(), spool.cases()
+    if not plan.retry_failures:
+        return calls, cases
+    return (
+        {key: finished for key, finished in calls.items() if not finished.bad},
+        {key: result for key, result in cases.items() if not result.failures},
+    )
+
+
+def _target(plan: EvalPlan) -> Target:
+    bundle = plan.bundle
+    if bundle.target is not None:
+        if bundle.target.http:
+            return AppTargetRunner(bundle.target, HttpApp(bundle.target.http, plan.concurrency))
+        return AppTargetRunner(bundle.target, python_app(bundle.target.python or "", plan.concurrency))
+    assert plan.prompt is not None  # a bundle with a model has a prompt
+    retriever = None
+    if plan.retrieval is not None and plan.index is not None:
+        retriever = Retriever.open(plan.retrieval, plan.index, plan.settings.lance)
+    return ModelTarget(bundle, plan.prompt, retriever)
+
+
+def _judge(plan: EvalPlan) -> JudgeSetup | None:
+    if plan.judge_prompt is None:
+        return None
+    judge = judge_of(plan.bundle)
+    return JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
+
+
+def _log_retrieval(session: EvalSession, case: GoldenCase, answer: Answer) -> None:
+    if answer.retrieval is None:
+        return
+    log_retrieval(
+        session.plan.settings.state / "retrievals",
+        answer.retrieval,
+        bundle=session.plan.bundle.name,
+        case_id=case.id,
+        run_key=session.plan.run_key,
+        used_chunk_ids=used_chunks(answer.text, answer.retrieval.chunks),
+    )
+
+
+def shards(units: Sequence[Unit], size: int = 250) -> list[Sequence[Unit]]:
+    """Units in shards: large enough that Prefect's cost per task vanishes, at most a few dozen."""
+    size = max(size, -(-len(units) // 48))
+    return [units[start : start + size] for start in range(0, len(units), size)]

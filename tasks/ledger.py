@@ -1,0 +1,157 @@
+"""The ledger's store: append-only events in SQL, one gapless sequence per environment as compare-and-swap."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from touchstone.errors import BadInput, LedgerConflict
+from touchstone.ledger import EventKind, LedgerEvent, content_digest
+
+_METADATA = sa.MetaData()
+_EVENTS = sa.Table(
+    "events",
+    _METADATA,
+    sa.Column("environment", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("subject", sa.String(255), nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("content_digest", sa.String(64)),
+    sa.Index("events_by_subject", "environment", "subject", "kind", "sequence"),
+)
+_CONTENTS = sa.Table(
+    "contents",
+    _METADATA,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+
+class Ledger:
+    """Events of one environment. Safe for many processes: who comes second is told so."""
+
+    def __init__(self, url: str, environment: str) -> None:
+        self.environment = environment
+        self._engine = _engine(url)
+        try:
+            _METADATA.create_all(self._engine)
+        except sa.exc.DBAPIError as error:
+            raise BadInput(f"ledger {self._engine.url.render_as_string()}: {error.orig}") from None
+
+    def append(
+        self,
+        kind: EventKind,
+        subject: str,
+        payload: dict[str, Any],
+        *,
+        content: bytes | None = None,
+        after: int | None = None,
+    ) -> LedgerEvent:
+        """Append one event.
+
+        `after` is the sequence of the subject's latest event of this kind as the caller knows it (0: none);
+        LedgerConflict when there is a later one by now, so that nobody decides on an old state.
+        """
+        digest = None if content is None else content_digest(content)
+        for _ in range(100):
+            try:
+                with self._engine.begin() as connection:
+                    self._check_latest(connection, kind, subject, after)
+                    if digest is not None and content is not None:
+                        _store(connection, digest, content)
+                    event = LedgerEvent(
+                        environment=self.environment,
+                        sequence=self._last(connection) + 1,
+                        at=datetime.now(UTC).isoformat(),
+                        kind=kind,
+                        subject=subject,
+                        payload=payload,
+                        content_digest=digest,
+                    )
+                    row = event.model_dump() | {"payload": json.dumps(payload), "kind": kind.value}
+                    connection.execute(_EVENTS.insert().values(row))
+                return event
+            except sa.exc.IntegrityError:
+                continue  # somebody took this sequence number: look again
+        raise LedgerConflict(f"{subject}: no free sequence number after 100 attempts")
+
+    def latest(self, kind: EventKind, subject: str) -> LedgerEvent | None:
+        events = self.events(kind, subject, newest=1)
+        return events[0] if events else None
+
+    def events(
+        self, kind: EventKind | None = None, subject: str | None = None, *, newest: int | None = None
+    ) -> list[LedgerEvent]:
+        """Events in order; with `newest` only the last ones, newest first."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.environment == self.environment)
+        if kind is not None:
+            query = query.where(_EVENTS.c.kind == kind.value)
+        if subject is not None:
+            query = query.where(_EVENTS.c.subject == subject)
+        order = _EVENTS.c.sequence.desc() if newest else _EVENTS.c.sequence
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(order).limit(newest)).mappings().all()
+        return [LedgerEvent.model_validate({**row, "payload": json.loads(row["payload"])}) for row in rows]
+
+    def content(self, event: LedgerEvent) -> bytes:
+        """The content that an event refers to. Raises BadInput when it was erased."""
+        with self._engine.connect() as connection:
+            query = sa.select(_CONTENTS.c.body).where(_CONTENTS.c.digest == event.content_digest)
+            body = connection.execute(query).scalar_one_or_none()
+        if body is None:
+            raise BadInput(f"ledger event {event.sequence} ({event.kind}): its content was erased")
+        return zlib.decompress(body)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _last(self, connection: sa.Connection) -> int:
+        query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(_EVENTS.c.environment == self.environment)
+        return connection.execute(query).scalar_one() or 0
+
+    def _check_latest(self, connection: sa.Connection, kind: EventKind, subject: str, after: int | None) -> None:
+        if after is None:
+            return
+        query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(
+            _EVENTS.c.environment == self.environment, _EVENTS.c.kind == kind.value, _EVENTS.c.subject == subject
+        )
+        latest = connection.execute(query).scalar_one() or 0
+        if latest != after:
+            raise LedgerConflict(f"{subject}: event {latest} was appended after {after}")
+
+
+def _store(connection: sa.Connection, digest: str, content: bytes) -> None:
+    known = connection.execute(sa.select(_CONTENTS.c.digest).where(_CONTENTS.c.digest == digest)).first()
+    if known is None:
+        connection.execute(_CONTENTS.insert().values(digest=digest, body=zlib.compress(content)))
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise BadInput("TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL") from None
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # our BEGIN below, not the driver's deferred one
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the writer lock before the read, or two would read the same
+
+    return engine

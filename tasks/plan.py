@@ -1,0 +1,211 @@
+"""What an eval will do, read and checked before the first call is paid."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.indexing import IndexVersion, ensure_index
+from tasks.loading import (
+    GoldenSet,
+    check_relevant_ids,
+    load_bundle,
+    load_golden_set,
+    load_prompt,
+    load_retrieval_config,
+)
+from tasks.sources import read_documents
+from tasks.spool import existing_spool
+from tasks.vendor import check_key, price_of
+from touchstone.bundle import Bundle, Endpoint, Judge, bundle_fingerprint, judge_fingerprint
+from touchstone.cases import GoldenCase
+from touchstone.errors import BadInput
+from touchstone.prompts import Prompt
+from touchstone.retrieval_config import RetrievalConfig
+from touchstone.settings import Settings
+
+
+class EvalRequest(BaseModel):
+    """What the user asks for; the parameters of the Prefect deployment and the flags of `eval run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: str = Field(default="support", description="A name in bundles/, or a path")
+    dataset: str = Field(default="support", description="A name in datasets/, or a folder with cases.jsonl")
+    policy: str | None = Field(default=None, description="Another policy file; empty: the dataset's policy.yaml")
+    repeats: int = Field(default=1, ge=1, le=100, description="Trials per case")
+    limit: int | None = Field(default=None, ge=1, description="The first N cases only")
+    concurrency: int | None = Field(default=None, ge=1, le=1024, description="Vendor calls in flight at once")
+    max_cost_usd: float | None = Field(default=None, gt=0, description="Spend cap; empty: the policy's")
+
+
+class EvalManifest(BaseModel):
+    """manifest.json: what a run is of. A resumed run must still be of the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_key: str
+    created_at: str
+    environment: str
+    request: EvalRequest
+    purpose: str = "eval"
+    bundle_name: str
+    bundle_fingerprint: str
+    judge_fingerprint: str
+    model: str
+    prompt: str
+    retrieval: str
+    index_version: str
+    dataset_name: str
+    dataset_digest: str
+    n_cases: int
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """All that a shard needs."""
+
+    settings: Settings
+    manifest: EvalManifest
+    golden: GoldenSet
+    cases: tuple[GoldenCase, ...]
+    bundle: Bundle
+    prompt: Prompt | None
+    retrieval: RetrievalConfig | None
+    index: IndexVersion | None
+    judge_prompt: Prompt | None
+    retry_failures: bool = False
+
+    @property
+    def run_key(self) -> str:
+        return self.manifest.run_key
+
+    @property
+    def repeats(self) -> int:
+        return self.manifest.request.repeats
+
+    @property
+    def concurrency(self) -> int:
+        return self.manifest.request.concurrency or self.settings.concurrency
+
+    @property
+    def cap_usd(self) -> float | None:
+        return self.manifest.request.max_cost_usd or self.golden.policy.spend_cap_usd
+
+    @property
+    def units(self) -> list[tuple[GoldenCase, int]]:
+        """(case, trial), every first trial first."""
+        return [(case, trial) for trial in range(self.repeats) for case in self.cases]
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The models that will be called."""
+        found: list[Endpoint] = [self.bundle.endpoint] if self.bundle.model else []
+        if self.golden.policy.needs_judge and self.bundle.judge:
+            found.append(self.bundle.judge)
+        return found
+
+
+def plan_eval(settings: Settings, request: EvalRequest, *, purpose: str = "eval") -> EvalPlan:
+    """A new run. Raises BadInput on whatever would make it fail or mislead later."""
+    plan = _read(settings, request, purpose)
+    _check_vendors(plan)
+    return plan
+
+
+def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_cost_usd: float | None) -> EvalPlan:
+    """The rest of a run. Raises BadInput when its bundle, golden set or judge changed since."""
+    stored = EvalManifest.model_validate(existing_spool(settings.state, run_key).read_json("manifest.json"))
+    fresh = _read(settings, stored.request, stored.purpose)
+    for field in ("bundle_fingerprint", "judge_fingerprint", "dataset_digest", "index_version"):
+        was, now = getattr(stored, field), getattr(fresh.manifest, field)
+        if was != now:
+            raise BadInput(
+                f"run {run_key}: {field} was {was}, is {now}: a resumed run would mix two. "
+                "Restore what changed, or start a new run"
+            )
+    if max_cost_usd is not None:
+        request = stored.request.model_copy(update={"max_cost_usd": max_cost_usd})
+        stored = stored.model_copy(update={"request": request})
+    plan = EvalPlan(**{**fresh.__dict__, "manifest": stored, "retry_failures": retry_failures})
+    _check_vendors(plan)
+    return plan
+
+
+def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
+    root = settings.root
+    golden = load_golden_set(root, request.dataset, request.policy)
+    bundle = load_bundle(root, request.bundle)
+    cases = golden.cases[: request.limit]
+    prompt, retrieval, index = None, None, None
+    if bundle.retrieval:
+        retrieval, source = load_retrieval_config(root, bundle.retrieval)
+        check_relevant_ids(golden, _document_ids(source), source)
+        index = ensure_index(retrieval, source, settings.lance)
+    if bundle.prompt is not None:
+        prompt = load_prompt(root, bundle.prompt, {"question", "context"} if retrieval else {"question"})
+        if retrieval and "{context}" not in prompt.template + prompt.system:
+            raise BadInput(f"bundle {bundle.name}: its prompt has no {{context}}, so what is retrieved is never read")
+    judge_prompt = _judge_prompt(root, golden, bundle)
+    created = datetime.now(UTC)
+    manifest = EvalManifest(
+        run_key=f"{bundle.name}-{golden.name}-{created:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        created_at=created.isoformat(),
+        environment=settings.environment,
+        request=request,
+        purpose=purpose,
+        bundle_name=bundle.name,
+        bundle_fingerprint=bundle_fingerprint(bundle, prompt, retrieval),
+        judge_fingerprint=judge_fingerprint(bundle.judge, judge_prompt) if golden.policy.needs_judge else "",
+        model=bundle.model or (bundle.target and (bundle.target.http or bundle.target.python)) or "",
+        prompt=bundle.prompt if isinstance(bundle.prompt, str) else ("inline" if bundle.prompt else ""),
+        retrieval=f"{retrieval.name}@{retrieval.version}" if retrieval else "",
+        index_version=f"{index.table}@{index.version}" if index else "",
+        dataset_name=golden.name,
+        dataset_digest=golden.digest,
+        n_cases=len(cases),
+    )
+    return EvalPlan(settings, manifest, golden, cases, bundle, prompt, retrieval, index, judge_prompt)
+
+
+def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | None:
+    if not golden.policy.needs_judge:
+        return None
+    if bundle.judge is None:
+        judged = [scorer.name for scorer in golden.policy.scorers if scorer.kind in {"ragas", "rubric"}]
+        raise BadInput(
+            f"{golden.policy_path}: field scorers: {', '.join(judged)} need a judge, but bundle {bundle.name} "
+            "has none; add `judge: {model: ...}` to the bundle"
+        )
+    return load_prompt(root, bundle.judge.prompt, {"schema", "payload"})
+
+
+def _document_ids(source: Path) -> set[str]:
+    return {document.id for document in read_documents(source)}
+
+
+def _check_vendors(plan: EvalPlan) -> None:
+    for endpoint in plan.endpoints:
+        check_key(endpoint)
+        if plan.cap_usd is not None and price_of(endpoint) is None:
+            raise BadInput(
+                f"the price of {endpoint.model} is unknown, so the spend cap of {plan.cap_usd:g} USD cannot be kept; "
+                "add `price: {input_per_million, output_per_million}` to the bundle, or remove the cap"
+            )
+
+
+def judge_of(bundle: Bundle) -> Judge:
+    """The bundle's judge, where the plan has made sure that there is one."""
+    if bundle.judge is None:
+        raise BadInput(f"bundle {bundle.name} has no judge")
+    return bundle.judge
+
+
+def write_manifest(plan: EvalPlan) -> str:
+    """The manifest as indented JSON."""
+    return json.dumps(plan.manifest.model_dump(), indent=2)

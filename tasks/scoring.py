@@ -1,0 +1,259 @@
+"""Scores that need a judge: ragas' metrics through ragas itself, and our rubric, 1 to 5 per dimension."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tasks.calls import CaseCalls
+from tasks.embedding import Embedder
+from tasks.environment import apply_defaults
+from touchstone.bundle import Judge
+from touchstone.cases import GoldenCase
+from touchstone.errors import CaseFailure, JudgeBroken, TouchstoneError
+from touchstone.policy import RagasScorer, RubricScorer, Scorer
+from touchstone.prompts import GenerationParameters, Prompt
+from touchstone.results import Answer, Failure, FailureKind, Score
+
+_PARSE_ATTEMPTS = 2
+_RAGAS_PARAMETERS = GenerationParameters(temperature=0.0, max_tokens=2048)
+
+
+@dataclass(frozen=True)
+class JudgeSetup:
+    """A run's judge: its endpoint, its rubric prompt, and the embedder of answer relevancy."""
+
+    endpoint: Judge
+    prompt: Prompt
+    embedder: Callable[[], Embedder]
+
+
+class RubricScores(BaseModel):
+    """What the rubric judge must answer; the title of its schema tells judges what is asked."""
+
+    scores: dict[str, int]
+    reason: str = ""
+
+
+async def judged_scores(
+    scorers: Sequence[Scorer], case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup
+) -> dict[str, Score]:
+    """All judged metrics of one answer; a judge that breaks is a failure of that metric alone."""
+    jobs = [_judged(scorer, case, answer, calls, judge) for scorer in scorers if _applies(scorer, case, answer)]
+    scores: dict[str, Score] = {}
+    for found in await asyncio.gather(*jobs):
+        scores |= found
+    return scores
+
+
+def _applies(scorer: Scorer, case: GoldenCase, answer: Answer) -> bool:
+    """Judges score answers, not refusals that the golden set asks for; some metrics need contexts or a reference."""
+    if (scorer.segments and case.segment not in scorer.segments) or (case.expect and case.expect.refuses):
+        return False
+    if isinstance(scorer, RubricScorer):
+        return True
+    if not isinstance(scorer, RagasScorer):
+        return False
+    has_contexts = answer.retrieval is not None and bool(answer.retrieval.chunks)
+    needs_reference = scorer.metric in {"context_precision", "context_recall"}
+    return (has_contexts or scorer.metric == "answer_relevancy") and (bool(case.reference) or not needs_reference)
+
+
+async def _judged(
+    scorer: Scorer, case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup
+) -> dict[str, Score]:
+    metrics = [metric.name for metric in scorer.metrics]
+    try:
+        if isinstance(scorer, RubricScorer):
+            return await _rubric(scorer, case, answer, calls, judge)
+        assert isinstance(scorer, RagasScorer)
+        return {scorer.name: Score(value=await _ragas(scorer, case, answer, calls, judge))}
+    except CaseFailure as error:
+        # A refusal or a broken contract of the judge says nothing of the answer.
+        broken = error.kind in {FailureKind.REFUSED, FailureKind.INVALID}
+        kind = FailureKind.JUDGE_ERROR if broken else error.kind
+        return {name: Score(failure=Failure(kind=kind, reason=f"judge: {error}")) for name in metrics}
+
+
+async def _rubric(
+    scorer: RubricScorer, case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup
+) -> dict[str, Score]:
+    chunks = answer.retrieval.chunks if answer.retrieval else ()
+    payload = {
+        "question": case.question,
+        "answer": answer.text,
+        "contexts": [chunk.text for chunk in chunks],
+        "reference": case.reference,
+        "dimensions": list(scorer.dimensions),
+    }
+    messages = judge.prompt.messages(
+        schema=json.dumps(RubricScores.model_json_schema()), payload=json.dumps(payload, ensure_ascii=False)
+    )
+
+    def accept(text: str) -> RubricScores:
+        parsed = _parse(text, RubricScores)
+        for dimension in scorer.dimensions:
+            if parsed.scores.get(dimension) not in {1, 2, 3, 4, 5}:
+                raise JudgeBroken(f"{dimension} is {parsed.scores.get(dimension)}, not one of 1 to 5")
+        return parsed
+
+    parsed = await _ask(calls, judge, messages, judge.prompt.parameters, accept)
+    return {
+        scorer.metric_name(dimension): Score(value=float(parsed.scores[dimension]), explanation=parsed.reason[:500])
+        for dimension in scorer.dimensions
+    }
+
+
+async def _ragas(
+    scorer: RagasScorer, case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup
+) -> float:
+    contexts = [chunk.text for chunk in answer.retrieval.chunks] if answer.retrieval else []
+    given = {
+        "faithfulness": {"user_input": case.question, "response": answer.text, "retrieved_contexts": contexts},
+        "answer_relevancy": {"user_input": case.question, "response": answer.text},
+        "context_precision": {
+            "user_input": case.question,
+            "reference": case.reference,
+            "retrieved_contexts": contexts,
+        },
+        "context_recall": {
+            "user_input": case.question,
+            "retrieved_contexts": contexts,
+            "reference": case.reference,
+        },
+    }[scorer.metric]
+    try:
+        result = await _metric(scorer, calls, judge).ascore(**given)
+    except TouchstoneError:
+        raise
+    except Exception as error:  # ragas raises ValueError and worse on what its judge said
+        raise JudgeBroken(f"{scorer.metric}: {type(error).__name__}: {error}") from error
+    value = float(result.value)
+    if not math.isfinite(value):
+        raise JudgeBroken(f"{scorer.metric} is {value}: the judge found no statement to score")
+    return value
+
+
+def _metric(scorer: RagasScorer, calls: CaseCalls, judge: JudgeSetup) -> Any:
+    ragas = _ragas_classes()
+    client = ragas.judge(calls, judge)
+    if scorer.metric == "answer_relevancy":
+        embeddings = ragas.embeddings(judge.embedder())
+        return ragas.metrics["answer_relevancy"](llm=client, embeddings=embeddings, strictness=scorer.strictness)
+    return ragas.metrics[scorer.metric](llm=client)
+
+
+async def _ask(
+    calls: CaseCalls,
+    judge: JudgeSetup,
+    messages: Sequence[dict[str, str]],
+    parameters: GenerationParameters,
+    accept: Callable[[str], Any],
+) -> Any:
+    """A judge's answer that `accept` takes; one that cannot be parsed is asked for once more."""
+    for attempt in range(1, _PARSE_ATTEMPTS + 1):
+        try:
+            return await calls.complete(
+                judge.endpoint,
+                messages,
+                parameters,
+                role="judge",
+                prompt_version=judge.prompt.version,
+                response_format={"type": "json_object"},
+                accept=accept,
+                cached=True,
+            )
+        except JudgeBroken:
+            if attempt == _PARSE_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _parse(text: str, model: type[BaseModel]) -> Any:
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    try:
+        return model.model_validate_json(fenced.group(1) if fenced else text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "answer"
+        raise JudgeBroken(f"not the JSON of {model.__name__}: {where}: {first['msg']}") from None
+
+
+def check_verdicts(prompt: str, parsed: BaseModel) -> None:
+    """Raise JudgeBroken on what ragas would take without a word: a verdict of 5, or three statements with one."""
+    for name, field in (("statements", "verdict"), ("classifications", "attributed")):
+        for item in getattr(parsed, name, None) or ():
+            if getattr(item, field, 0) not in {0, 1}:
+                raise JudgeBroken(f"{field} is {getattr(item, field)}, not 0 or 1")
+    if getattr(parsed, "verdict", 0) not in {0, 1}:
+        raise JudgeBroken(f"verdict is {getattr(parsed, 'verdict')}, not 0 or 1")
+    if type(parsed).__name__ == "NLIStatementOutput":
+        asked = len(json.loads(prompt.rpartition("\ninput: ")[2].partition("\nOutput:")[0])["statements"])
+        if len(getattr(parsed, "statements")) != asked:
+            raise JudgeBroken(f"{len(getattr(parsed, 'statements'))} verdicts for {asked} statements")
+
+
+@dataclass(frozen=True)
+class _Ragas:
+    judge: type
+    embeddings: type
+    metrics: dict[str, type]
+
+
+@cache
+def _ragas_classes() -> _Ragas:
+    """ragas' classes and our two adapters to them; imported late (5 s)."""
+    apply_defaults()
+    from ragas.embeddings.base import BaseRagasEmbedding
+    from ragas.llms.base import InstructorBaseRagasLLM
+    from ragas.metrics.collections import AnswerRelevancy, ContextPrecision, ContextRecall, Faithfulness
+
+    class RagasJudge(InstructorBaseRagasLLM):
+        """ragas' judge, asked through our one vendor adapter: same scores as instructor, every call recorded."""
+
+        def __init__(self, calls: CaseCalls, judge: JudgeSetup) -> None:
+            self._calls, self._judge = calls, judge
+
+        def generate(self, prompt: str, response_model: Any) -> Any:
+            raise TypeError("the eval is asynchronous; use agenerate")
+
+        async def agenerate(self, prompt: str, response_model: Any) -> Any:
+            def accept(text: str) -> Any:
+                parsed = _parse(text, response_model)
+                check_verdicts(prompt, parsed)
+                return parsed
+
+            messages = [{"role": "user", "content": prompt}]
+            return await _ask(self._calls, self._judge, messages, _RAGAS_PARAMETERS, accept)
+
+    class RagasEmbeddings(BaseRagasEmbedding):
+        """ragas' embeddings from ours."""
+
+        def __init__(self, embedder: Embedder) -> None:
+            super().__init__()
+            self._embedder = embedder
+
+        def embed_text(self, text: str, **kwargs: Any) -> list[float]:
+            return self._embedder.embed([text])[0].tolist()
+
+        async def aembed_text(self, text: str, **kwargs: Any) -> list[float]:
+            return await asyncio.to_thread(self.embed_text, text)
+
+    return _Ragas(
+        RagasJudge,
+        RagasEmbeddings,
+        {
+            "faithfulness": Faithfulness,
+            "answer_relevancy": AnswerRelevancy,
+            "context_precision": ContextPrecision,
+            "context_recall": ContextRecall,
+        },
+    )
