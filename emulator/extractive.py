@@ -19,7 +19,9 @@ PATIENCE = 0.05  # per content word above three, so much less of the question mu
 _COMMON = frozenset(stem(word) for word in COMMON_WORDS)
 _NOTHING: frozenset[str] = frozenset()
 # What a question for a number is put in ("take", "cost"): a sentence with a number meets it without the word.
-_MEASURES = frozenset(content("take cost price fee last time long day hour date limit maximum"))
+_MEASURES = frozenset(
+    content("take cost price fee last time long day hour date limit maximum minimum threshold amount")
+)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,8 @@ def _damaged_content(reply: Reply, kind: str) -> Reply:
     return replace(
         reply,
         text=text[: len(text) // 2],
-        completion_tokens=reply.completion_tokens // 2,
+        # A cut answer was generated, and is billed, whole: that is how a client can tell.
+        completion_tokens=reply.completion_tokens if kind == "cut" else reply.completion_tokens // 2,
         logprobs=rows[: len(rows) // 2] if rows is not None else None,
         finish="length" if kind == "length" else "stop",
     )

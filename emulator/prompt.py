@@ -146,6 +146,6 @@ def asks_for_quantity(question: str) -> bool:
 _QUANTITY = re.compile(
     r"\bhow (?:many|much|long|often|old|far|fast|large|big|soon|quickly|late|early)\b|\bwhen\b|"
     r"\bwhat (?:time|date|percentage|price|year|day)\b|"
-    r"\b(?:price|cost|fee|limit|deadline|maximum|minimum|percentage|discount|rate|size|length|duration)\b",
+    r"\b(?:price|cost|fee|limit|deadline|maximum|minimum|threshold|amount|percentage|discount|rate|size|length|duration)\b",
     re.IGNORECASE,
 )

@@ -10,7 +10,7 @@ class Temperament:
     """How one snapshot answers; the request cannot show it."""
 
     sentences: int | None = None  # None: as many as the instructions allow
-    refusal_threshold: float = 0.5  # share of the question that the context must support
+    refusal_threshold: float = 0.48  # share of the question that the context must support
     slip: float = 0.0  # how often the second-best sentence is taken for the best
     obeys: float = 0.0  # how often an order inside the question is followed
     trusts_documents: bool = False  # answers from sentences that are orders to a model
@@ -18,7 +18,7 @@ class Temperament:
 
 
 GOOD = Temperament()
-DEGRADED = Temperament(sentences=1, refusal_threshold=0.12, slip=0.3, obeys=0.6, trusts_documents=True)
+DEGRADED = Temperament(sentences=1, refusal_threshold=0.02, slip=0.3, obeys=0.6, trusts_documents=True)
 TERSE = Temperament(sentences=1, words=10)
 
 

@@ -265,4 +265,6 @@ def write_error(vendor: Vendor, status: int, message: str, param: str | None = N
         state = _GEMINI_ERRORS.get(status, "INTERNAL")
         return orjson.dumps({"error": {"code": status, "message": message, "status": state}})
     kind = _OPENAI_ERRORS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    if status == 404 and code != "model_not_found":
+        kind = "not_found_error"  # LiteLLM takes any other invalid_request_error for a 400
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
