@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import threading
 import time
@@ -13,7 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.environment import apply_defaults
 from touchstone.errors import BadInput, InvalidAnswer, VendorTimeout, VendorUnavailable
+from touchstone.privacy import redact_secrets
 
 Floats = NDArray[np.float32]
 
@@ -76,9 +77,7 @@ class HashingEmbedder:
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        self._vectorizer = HashingVectorizer(
-            n_features=self.dimension, stop_words="english", ngram_range=(1, 1), norm=None, dtype=np.float32
-        )
+        self._vectorizer = HashingVectorizer(n_features=self.dimension, stop_words="english")
 
     def embed(self, texts: Sequence[str]) -> Floats:
         if not texts:
@@ -170,9 +169,7 @@ class VendorEmbedder:
 
     def _message(self, error: Exception, attempts: int) -> str:
         """LiteLLM's exceptions echo the vendor's body, which may echo the key."""
-        text = " ".join(str(error).split())[:300]
-        if self._api_key:
-            text = text.replace(self._api_key, "***")
+        text = redact_secrets(" ".join(str(error).split()), (self._api_key or "",))[:300]
         tries = f" after {attempts} attempts" if attempts > 1 else ""
         return f"{self.name} could not embed{tries}: {type(error).__name__}: {text}"
 
@@ -193,7 +190,7 @@ def _unit_rows(rows: Floats) -> Floats:
 
 def _litellm() -> Any:
     """Imported late (4 s), and never before it is told not to fetch its price list."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    apply_defaults()
     import litellm
 
     return litellm

@@ -13,10 +13,10 @@ from tasks.calls import CaseCalls, ResponseCache
 from tasks.embedding import load_embedder
 from tasks.plan import EvalPlan, judge_of, write_manifest
 from tasks.retrieval import Retriever, log_retrieval, used_chunks
-from tasks.scoring import JudgeSetup, judged_scores
+from tasks.scoring import JudgeSetup, import_ragas, judged_scores
 from tasks.spool import FinishedCall, Spool, run_folder
 from tasks.targets import AppTargetRunner, HttpApp, ModelTarget, Target, python_app
-from tasks.vendor import Vendor
+from tasks.vendor import Vendor, litellm_module
 from touchstone.cases import GoldenCase
 from touchstone.cost import Budget
 from touchstone.errors import CaseFailure
@@ -108,20 +108,19 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
         attempts=plan.settings.attempts,
         budget=Budget(plan.cap_usd, spent),
     )
+    # Slow imports must not run on the event loop: calls in flight would miss their deadline.
+    await asyncio.to_thread(litellm_module)
     target = await asyncio.to_thread(_target, plan)
+    judge = await asyncio.to_thread(_judge, plan)
     try:
-        yield EvalSession(
-            plan, spool, vendor, target, _judge(plan), cache, finished_calls, finished_cases, on_case
-        )
+        yield EvalSession(plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case)
     finally:
         await target.close()
         cache.close()
         spool.close()
 
 
-def _finished(
-    plan: EvalPlan, spool: Spool
-) -> tuple[dict[str, FinishedCall], dict[tuple[str, int], CaseResult]]:
+def _finished(plan: EvalPlan, spool: Spool) -> tuple[dict[str, FinishedCall], dict[tuple[str, int], CaseResult]]:
     """What is already paid for; with `retry_failures`, without what failed."""
     calls, cases = spool.calls(), spool.cases()
     if not plan.retry_failures:
@@ -149,6 +148,8 @@ def _judge(plan: EvalPlan) -> JudgeSetup | None:
     if plan.judge_prompt is None:
         return None
     judge = judge_of(plan.bundle)
+    if any(scorer.kind == "ragas" for scorer in plan.golden.policy.scorers):
+        import_ragas()
     return JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
 
 

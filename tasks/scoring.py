@@ -112,9 +112,7 @@ async def _rubric(
     }
 
 
-async def _ragas(
-    scorer: RagasScorer, case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup
-) -> float:
+async def _ragas(scorer: RagasScorer, case: GoldenCase, answer: Answer, calls: CaseCalls, judge: JudgeSetup) -> float:
     contexts = [chunk.text for chunk in answer.retrieval.chunks] if answer.retrieval else []
     given = {
         "faithfulness": {"user_input": case.question, "response": answer.text, "retrieved_contexts": contexts},
@@ -143,7 +141,7 @@ async def _ragas(
 
 
 def _metric(scorer: RagasScorer, calls: CaseCalls, judge: JudgeSetup) -> Any:
-    ragas = _ragas_classes()
+    ragas = import_ragas()
     client = ragas.judge(calls, judge)
     if scorer.metric == "answer_relevancy":
         embeddings = ragas.embeddings(judge.embedder())
@@ -194,11 +192,11 @@ def check_verdicts(prompt: str, parsed: BaseModel) -> None:
             if getattr(item, field, 0) not in {0, 1}:
                 raise JudgeBroken(f"{field} is {getattr(item, field)}, not 0 or 1")
     if getattr(parsed, "verdict", 0) not in {0, 1}:
-        raise JudgeBroken(f"verdict is {getattr(parsed, 'verdict')}, not 0 or 1")
+        raise JudgeBroken(f"verdict is {parsed.verdict}, not 0 or 1")
     if type(parsed).__name__ == "NLIStatementOutput":
         asked = len(json.loads(prompt.rpartition("\ninput: ")[2].partition("\nOutput:")[0])["statements"])
-        if len(getattr(parsed, "statements")) != asked:
-            raise JudgeBroken(f"{len(getattr(parsed, 'statements'))} verdicts for {asked} statements")
+        if len(parsed.statements) != asked:
+            raise JudgeBroken(f"{len(parsed.statements)} verdicts for {asked} statements")
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ class _Ragas:
 
 
 @cache
-def _ragas_classes() -> _Ragas:
+def import_ragas() -> _Ragas:
     """ragas' classes and our two adapters to them; imported late (5 s)."""
     apply_defaults()
     from ragas.embeddings.base import BaseRagasEmbedding

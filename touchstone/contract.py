@@ -6,6 +6,7 @@ import re
 
 from touchstone.errors import AnswerRefused, InvalidAnswer
 
+_END = re.compile(r"[.!?:;)\]}\"'`*|…。！？」]$")
 _PIECE = re.compile(r"[A-Za-z]+|\d{1,3}|[^\sA-Za-z\d]")
 
 
@@ -37,19 +38,29 @@ def check_answer(
         raise InvalidAnswer("the answer is empty")
     if output_tokens is None:
         raise InvalidAnswer("the answer comes without usage, so neither its cost nor its completeness is known")
-    least = 1.6 * plausible_tokens(text) + 6
-    if output_tokens > least:
+    if _is_cut(text, output_tokens):
         raise InvalidAnswer(
             f"{output_tokens} tokens were billed but about {plausible_tokens(text)} delivered: the answer was cut"
         )
     return text
 
 
+def _is_cut(text: str, output_tokens: int) -> bool:
+    """More was billed than delivered; a text without an end needs less of a gap to be called cut.
+
+    On 4,000 recorded GPT-3.5 and GPT-4 answers it calls none cut, and of their first halves (8 tokens or more) all
+    but one.
+    """
+    delivered = plausible_tokens(text)
+    open_ended = _END.search(text.rstrip()) is None
+    return output_tokens > 1.6 * delivered + 6 or (open_ended and output_tokens > 1.4 * delivered + 3)
+
+
 def plausible_tokens(text: str) -> int:
     """About how many tokens a text has, whatever the vocabulary: words, digit triples and marks.
 
-    Long words count once per six letters, letters outside ASCII 1.5 each. On recorded GPT-3.5 and GPT-4 answers
-    the billed count stays below 1.4 times this, so twice as many means that half is missing.
+    Long words count once per six letters, letters outside ASCII 1.5 each. Recorded GPT-3.5 and GPT-4 answers were
+    billed 0.9 to 1.4 times this.
     """
     ascii_pieces = sum(1 + (len(piece) - 1) // 6 for piece in _PIECE.findall(text) if piece.isascii())
     other = sum(1 for character in text if not character.isascii() and not character.isspace())

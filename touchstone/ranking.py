@@ -31,7 +31,7 @@ def reciprocal_rank(ranked: Sequence[str], relevant: Collection[str], k: int | N
 
     The mean over queries is the MRR; with `k` only the first k documents are looked at (MRR@k).
     """
-    top = _top(ranked, relevant, len(ranked) if k is None else k)
+    top = _top(ranked, relevant, max(1, len(ranked)) if k is None else k)
     return next((1 / place for place, document in enumerate(top, start=1) if document in relevant), 0.0)
 
 

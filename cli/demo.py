@@ -1,0 +1,171 @@
+"""touchstone demo: the whole loop on the embedded default, against the emulated vendor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from touchstone.report import EvalReport
+    from touchstone.settings import Settings
+
+PINNED, SWAPPED = "extractive-2026-01-15", "extractive-2026-01-15-lite"
+CALIBRATION_RUNS = 20
+
+
+def demo() -> None:
+    """Index, baseline, two quiet days, then the vendor silently changes: see it flagged, detected and dated."""
+    from cli.output import exit_with, out
+
+    started = time.monotonic()
+    home = Path(os.environ.get("TOUCHSTONE_HOME", ".touchstone")).absolute()
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "TOUCHSTONE_MLFLOW_TRACKING_URI"):
+        os.environ.pop(name, None)  # the embedded default, whatever this shell is used for otherwise
+    os.environ["PREFECT_HOME"] = str(home / "prefect")
+    os.environ["TOUCHSTONE_ENVIRONMENT"] = "demo"
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+
+    from tasks.loading import load_settings
+
+    settings = load_settings()
+    out.print(
+        "[bold]Touchstone demo[/] — emulated vendor, real Prefect, MLflow, LanceDB; nothing leaves this machine\n"
+    )
+    with emulated_vendor() as address:
+        bundle = _bundle_at(settings, address)
+        reports = asyncio.run(_days(settings, bundle, address))
+    out.print()
+    _print_days(reports)
+    _print_next_steps(settings, home, time.monotonic() - started)
+    verdicts = [report.verdict for report in reports]
+    exit_with(0 if verdicts[:2] == ["stable", "stable"] and verdicts[-1] == "drifted" else 1)
+
+
+@contextmanager
+def emulated_vendor() -> Iterator[str]:
+    """The emulator in a process of its own, on a free port; yields its address."""
+    command = [sys.executable, "-m", "cli.main", "emulator", "serve", "--port", "0", "--seed", "7"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if "http" not in line:
+            raise RuntimeError(f"the emulated vendor did not start: exit code {process.wait()}")
+        yield "http" + line.split("http", 1)[1].split()[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+async def _days(settings: Settings, bundle: Path, address: str) -> list[EvalReport]:
+    from cli.output import out
+    from flows.golden_eval import calibrate_runs, run_as_flow
+    from tasks.plan import EvalRequest
+    from tasks.spool import existing_spool
+    from touchstone.report import EvalReport
+
+    request = EvalRequest(bundle=str(bundle), dataset="support")
+    await asyncio.to_thread(_build_index, settings)
+    started = time.monotonic()
+    baseline = await calibrate_runs(settings, request, CALIBRATION_RUNS)
+    out.print(
+        f"baseline   {len(baseline.run_keys)} runs of the golden set frozen in {time.monotonic() - started:.0f} s"
+    )
+    reports = []
+    for day in range(1, 5):
+        if day == 3:
+            _swap(address)
+            out.print(f"[bold]           the vendor now serves {SWAPPED} under the same name, and says nothing[/]")
+        key = await run_as_flow(request, None, False)
+        report = EvalReport.model_validate(existing_spool(settings.state, key).read_json("report.json"))
+        reports.append(report)
+        out.print(f"day {day}      {_line(report)}")
+    return reports
+
+
+def _build_index(settings: Settings) -> None:
+    from cli.output import out
+    from tasks.indexing import ensure_index
+    from tasks.loading import load_bundle, load_retrieval_config
+
+    started = time.monotonic()
+    config, source = load_retrieval_config(settings.root, load_bundle(settings.root, "support").retrieval or "")
+    index = ensure_index(config, source, settings.lance)
+    out.print(
+        f"index      {index.documents} documents, {index.chunks} chunks of {config.embedding_model} "
+        f"in LanceDB, {time.monotonic() - started:.0f} s"
+    )
+
+
+def _bundle_at(settings: Settings, address: str) -> Path:
+    """The bundle `support`, pointed at this demo's vendor; the address is not part of its fingerprint."""
+    bundle = yaml.safe_load((settings.root / "bundles" / "support.yaml").read_text())
+    bundle["api_base"] = bundle["judge"]["api_base"] = f"{address}/v1"
+    path = settings.state / "demo" / "support.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(bundle))
+    return path
+
+
+def _swap(address: str) -> None:
+    body = json.dumps({PINNED: SWAPPED}).encode()
+    request = urllib.request.Request(f"{address}/control/aliases", data=body, method="PUT")
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+
+
+def _line(report: EvalReport) -> str:
+    from cli.output import STYLES
+
+    name, summary = next(iter(report.metrics.items()))
+    direction = f", {report.direction}" if report.direction else ""
+    return f"[{STYLES[report.verdict]}]{report.verdict}{direction}[/]  {name} {summary.mean:.3f}  {report.reason}"
+
+
+def _print_days(reports: list[EvalReport]) -> None:
+    from rich.table import Table
+
+    from cli.output import STYLES, out
+    from tasks.announce import strongest_stream
+
+    metric = next(iter(reports[0].metrics))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("day", "verdict", metric, "evidence (act at 1)", "change point", "calls", "cost", "run key"):
+        table.add_column(name)
+    for day, report in enumerate(reports, start=1):
+        stream = strongest_stream(report, metric)
+        table.add_row(
+            str(day),
+            f"[{STYLES[report.verdict]}]{report.verdict}[/]",
+            f"{report.metrics[metric].mean:.3f}",
+            f"{stream.e_value:.2g}" if stream else "",
+            ""
+            if report.change_point is None
+            else ("this run" if report.change_point == report.run_key else "a run before"),
+            str(report.calls),
+            f"{report.cost_usd:.4f} USD" if report.cost_usd is not None else "unknown",
+            report.run_key,
+        )
+    out.print(table)
+
+
+def _print_next_steps(settings: Settings, home: Path, seconds: float) -> None:
+    from cli.output import out
+    from tasks.tracking import ui_command
+
+    shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
+    out.print(f"\n{seconds:.0f} s. Look at it:")
+    out.print(f"  Prefect   PREFECT_HOME=$PWD/{shown}/prefect .venv/bin/prefect server start   http://127.0.0.1:4200")
+    out.print(f"  MLflow    {ui_command(settings)}   http://127.0.0.1:5000")
+    out.print("  terminal  .venv/bin/touchstone eval show; .venv/bin/touchstone eval compare A B")

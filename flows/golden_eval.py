@@ -1,0 +1,208 @@
+"""Re-run a golden set on a bundle and say whether the vendor moved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Annotated
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
+from pydantic import Field
+from tasks.chart import chart_png, chart_points
+from touchstone.drift import Baseline, freeze_baseline
+
+from tasks.announce import create_artifacts, emit_events, headline
+from tasks.drift_history import decide_and_record, record_baseline, subject_of
+from tasks.environment import apply_defaults
+from tasks.evaluation import EvalSession, Progress, Unit, open_session, shards
+from tasks.ledger import Ledger
+from tasks.loading import load_golden_set, load_settings
+from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, resume_eval
+from tasks.spool import Spool, existing_spool, run_folder
+from tasks.tracking import TrackingUnavailable, publish_run
+from touchstone.errors import BadInput, Unmeasurable
+from touchstone.report import EvalReport, run_scores, summarise, with_decision
+from touchstone.results import CaseResult
+from touchstone.settings import Settings
+
+RunShard = Callable[[EvalSession, int, Sequence[Unit]], Awaitable[list[CaseResult]]]
+
+
+@flow(name="golden-eval", flow_run_name="golden-eval {bundle} on {dataset}")
+async def golden_eval(
+    bundle: Annotated[str, Field(description="A name in bundles/, or a path")] = "support",
+    dataset: Annotated[str, Field(description="A name in datasets/, or a folder with cases.jsonl")] = "support",
+    policy: Annotated[str | None, Field(description="Another policy file than the dataset's policy.yaml")] = None,
+    repeats: Annotated[int, Field(ge=1, le=100, description="Trials per case")] = 1,
+    limit: Annotated[int | None, Field(ge=1, description="The first N cases only")] = None,
+    concurrency: Annotated[int | None, Field(ge=1, le=1024, description="Vendor calls in flight at once")] = None,
+    max_cost_usd: Annotated[float | None, Field(gt=0, description="Spend cap; empty: the policy's")] = None,
+    resume: Annotated[str | None, Field(description="Run key of a run to finish; the rest is then ignored")] = None,
+    retry_failures: Annotated[bool, Field(description="With resume: run the failed cases again")] = False,
+) -> State:
+    """Run a golden set on a pinned bundle, score it, and decide: stable, drifted or unmeasurable.
+
+    The flow run fails when the product got worse or nothing could be measured, so that failure automations hear
+    of both; the state's name says which.
+    """
+    apply_defaults()
+    settings = load_settings()
+    request = EvalRequest(
+        bundle=bundle,
+        dataset=dataset,
+        policy=policy,
+        repeats=repeats,
+        limit=limit,
+        concurrency=concurrency,
+        max_cost_usd=max_cost_usd,
+    )
+    plan = await asyncio.to_thread(plan_run, settings, request, resume, retry_failures)
+    report = await conduct(plan, run_shard=_shard_as_task, log=get_run_logger())
+    emit_events(report, plan.manifest.bundle_name, plan.manifest.dataset_name)
+    await create_artifacts(report, plan.manifest.bundle_name, plan.manifest.dataset_name, _chart(plan))
+    return _state(report)
+
+
+async def conduct(
+    plan: EvalPlan,
+    *,
+    run_shard: RunShard | None = None,
+    on_case: Progress = lambda result: None,
+    log: logging.Logger | logging.LoggerAdapter = logging.getLogger(__name__),
+) -> EvalReport:
+    """Evaluate, decide, record, publish: with Prefect's tasks or, where no Prefect server is at hand, without."""
+    started = time.monotonic()
+    async with open_session(plan, on_case) as session:
+        parts = shards(plan.units)
+        runs = [(run_shard or _shard)(session, number, part) for number, part in enumerate(parts, start=1)]
+        results = [result for part in await asyncio.gather(*runs) for result in part]
+        wall_s = time.monotonic() - started
+        report = await asyncio.to_thread(_decide, plan, results, wall_s)
+        session.spool.write_json("report.json", report.model_dump_json(indent=1))
+    log.info("%s: %s", headline(report), report.reason)
+    return await asyncio.to_thread(_publish, plan, report, log)
+
+
+def plan_run(
+    settings: Settings,
+    request: EvalRequest,
+    resume: str | None = None,
+    retry_failures: bool = False,
+) -> EvalPlan:
+    """A new run, or the rest of one (of `request` only the spend cap counts then)."""
+    if resume is not None:
+        cap = request.max_cost_usd
+        return resume_eval(settings, resume, retry_failures=retry_failures, max_cost_usd=cap)
+    return plan_eval(settings, request)
+
+
+async def calibrate_runs(
+    settings: Settings, request: EvalRequest, runs: int, on_case: Progress = lambda result: None
+) -> Baseline:
+    """Measure the vendor as it is now, `runs` times, and freeze that as the baseline."""
+    keys = []
+    for _ in range(runs):
+        plan = await asyncio.to_thread(partial(plan_eval, settings, request, purpose="calibration"))
+        await conduct(plan, on_case=on_case)
+        keys.append(plan.run_key)
+    return await asyncio.to_thread(calibrate_from, settings, keys)
+
+
+def calibrate_from(settings: Settings, run_keys: Sequence[str]) -> Baseline:
+    """Freeze finished runs of one bundle on one golden set as the baseline."""
+    spools = [existing_spool(settings.state, key) for key in run_keys]
+    manifests = [EvalManifest.model_validate(spool.read_json("manifest.json")) for spool in spools]
+    subjects = {subject_of(manifest) for manifest in manifests}
+    if len(subjects) > 1:
+        raise BadInput(f"the runs are of different bundles or golden sets: {', '.join(sorted(subjects))}")
+    golden = load_golden_set(settings.root, manifests[0].request.dataset, manifests[0].request.policy)
+    policy = golden.policy
+    runs = [
+        run_scores(manifest.run_key, manifest.created_at, list(spool.cases().values()), policy.metrics)
+        for manifest, spool in zip(manifests, spools, strict=True)
+    ]
+    failed = next((run for run in runs if run.n_failed > policy.maximum_failure_share * run.n_cases), None)
+    if failed is not None:
+        raise Unmeasurable(
+            f"run {failed.run_key}: {failed.n_failed} of {failed.n_cases} cases failed ({failed.failures}); "
+            "a baseline needs runs that could be measured: `touchstone eval run --resume ... --retry-failures`"
+        )
+    baseline = freeze_baseline(runs, policy.metrics, provisional=len(runs) < policy.drift.minimum_calibration_runs)
+    ledger = Ledger(settings.ledger, settings.environment)
+    try:
+        record_baseline(ledger, subjects.pop(), baseline)
+    finally:
+        ledger.close()
+    return baseline
+
+
+async def run_as_flow(request: EvalRequest, resume: str | None, retry_failures: bool) -> str:
+    """Run the eval as a Prefect flow run in this process; returns its run key."""
+    state = await golden_eval(**request.model_dump(), resume=resume, retry_failures=retry_failures, return_state=True)
+    data = await state.aresult(raise_on_failure=False)
+    if isinstance(data, Exception):
+        raise data
+    return data["run_key"]
+
+
+async def _shard(session: EvalSession, number: int, units: Sequence[Unit]) -> list[CaseResult]:
+    return await session.run_shard(units)
+
+
+async def _shard_as_task(session: EvalSession, number: int, units: Sequence[Unit]) -> list[CaseResult]:
+    """One Prefect task per shard, all on the flow's event loop, so that they share one limit of calls."""
+    return await evaluate_shard(number, len(units), lambda: session.run_shard(units))
+
+
+@task(task_run_name="shard {number}: {n_cases} cases", cache_policy=NO_CACHE)
+async def evaluate_shard(number: int, n_cases: int, run: Callable[[], Awaitable[list[CaseResult]]]) -> list[CaseResult]:
+    """Run one shard of cases. `run` is a function, so that Prefect does not walk through the session."""
+    return await run()
+
+
+def _decide(plan: EvalPlan, results: Sequence[CaseResult], wall_s: float) -> EvalReport:
+    policy = plan.golden.policy
+    report = summarise(plan.run_key, results, policy.metrics, wall_s)
+    if plan.manifest.purpose == "calibration":
+        return report.model_copy(update={"reason": "a calibration run: measured, not judged"})
+    ledger = Ledger(plan.settings.ledger, plan.settings.environment)
+    try:
+        scores = run_scores(plan.run_key, plan.manifest.created_at, results, policy.metrics)
+        return with_decision(report, decide_and_record(ledger, plan.manifest, scores, policy.metrics, policy))
+    finally:
+        ledger.close()
+
+
+def _publish(plan: EvalPlan, report: EvalReport, log: logging.Logger | logging.LoggerAdapter) -> EvalReport:
+    """MLflow is never on the critical path: the report is decided and spooled before."""
+    spool = Spool(run_folder(plan.settings.state, plan.run_key))
+    try:
+        published = publish_run(plan.settings, spool, traces=plan.manifest.purpose != "calibration")
+    except TrackingUnavailable as error:
+        log.warning("not published to MLflow: %s; `touchstone publish` sends it later", error)
+        return report
+    finally:
+        spool.close()
+    return report.model_copy(update={"mlflow_run_id": published.run_id, "mlflow_url": published.url})
+
+
+def _chart(plan: EvalPlan) -> bytes | None:
+    manifest = plan.manifest
+    points = chart_points(
+        plan.settings.state, manifest.bundle_name, manifest.bundle_fingerprint, manifest.dataset_name, plan.run_key
+    )
+    return chart_png(points) if points else None
+
+
+def _state(report: EvalReport) -> State:
+    message = f"{headline(report)}: {report.reason}"
+    name = report.verdict.capitalize()
+    data = {"run_key": report.run_key, "verdict": report.verdict, "direction": report.direction}
+    if report.verdict == "unmeasurable" or (report.verdict == "drifted" and report.direction == "worse"):
+        return Failed(name=name, message=message, data=data)
+    return Completed(name=name, message=message, data=data)

@@ -1,0 +1,128 @@
+"""What a run will ask of its vendors, before anything is paid."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tasks.plan import EvalPlan
+from tasks.spool import Spool, run_folders
+from tasks.vendor import price_of
+from touchstone.bundle import Endpoint
+from touchstone.cases import GoldenCase
+from touchstone.cost import call_cost, most_tokens
+from touchstone.policy import RagasScorer, RubricScorer
+
+_JUDGE_INPUT_TOKENS = 1500  # ragas' instructions and examples; the contexts come on top
+_JUDGE_OUTPUT_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Calls are exact but for retries; `expected` leans on an earlier run where there is one."""
+
+    cases: int
+    repeats: int
+    generation_calls: int
+    judge_calls: int
+    expected_cost_usd: float | None
+    worst_cost_usd: float | None
+    cap_usd: float | None
+    basis: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(plan: EvalPlan) -> Estimate:
+    """Calls and cost of a planned run; cost is None when a price is unknown."""
+    generation = len(plan.units)
+    judged = plan.repeats * sum(_judge_calls(plan, case) for case in plan.cases)
+    earlier = _mean_tokens_of_earlier_run(plan)
+    generating = plan.bundle.endpoint if plan.bundle.model else None
+    return Estimate(
+        cases=len(plan.cases),
+        repeats=plan.repeats,
+        generation_calls=generation,
+        judge_calls=judged,
+        expected_cost_usd=_cost(plan, generating, generation, judged, earlier or _guess(plan, share=0.25)),
+        worst_cost_usd=_cost(plan, generating, generation, judged, _guess(plan, share=1.0)),
+        cap_usd=plan.cap_usd,
+        basis="tokens of the last run of this bundle" if earlier else "rendered prompts, a quarter of max_tokens",
+    )
+
+
+def _judge_calls(plan: EvalPlan, case: GoldenCase) -> int:
+    if case.expect and case.expect.refuses:
+        return 0
+    contexts = plan.retrieval.top_k if plan.retrieval else 0
+    calls = 0
+    for scorer in plan.golden.policy.scorers:
+        if scorer.segments and case.segment not in scorer.segments:
+            continue
+        if isinstance(scorer, RubricScorer):
+            calls += 1
+        elif isinstance(scorer, RagasScorer):
+            calls += _ragas_calls(scorer, contexts, bool(case.reference))
+    return calls
+
+
+def _ragas_calls(scorer: RagasScorer, contexts: int, has_reference: bool) -> int:
+    if scorer.metric == "answer_relevancy":
+        return scorer.strictness
+    if contexts == 0 or (scorer.metric != "faithfulness" and not has_reference):
+        return 0
+    return {"faithfulness": 2, "context_precision": contexts, "context_recall": 1}[scorer.metric]
+
+
+def _cost(
+    plan: EvalPlan,
+    generating: Endpoint | None,
+    generation: int,
+    judged: int,
+    tokens: Mapping[str, tuple[float, float]],
+) -> float | None:
+    total = 0.0
+    for endpoint, calls, role in ((generating, generation, "generation"), (plan.bundle.judge, judged, "judge")):
+        if endpoint is None or calls == 0:
+            continue
+        into, out = tokens.get(role, (0.0, 0.0))
+        cost = call_cost(price_of(endpoint), round(into * calls), round(out * calls))
+        if cost is None:
+            return None
+        total += cost
+    return total if generating is not None else None
+
+
+def _guess(plan: EvalPlan, share: float) -> dict[str, tuple[float, float]]:
+    """Mean (input, output) tokens per call from the prompts; `share` of max_tokens as output."""
+    if plan.prompt is None:
+        return {}
+    parameters = plan.bundle.parameters or plan.prompt.parameters
+    context = plan.retrieval.chunk_size * plan.retrieval.top_k if plan.retrieval else 0
+    questions = sum(most_tokens(case.question) for case in plan.cases) / len(plan.cases)
+    fixed = most_tokens(plan.prompt.system) + most_tokens(plan.prompt.template)
+    return {
+        "generation": (fixed + questions + context, share * parameters.max_tokens),
+        "judge": (_JUDGE_INPUT_TOKENS + context, _JUDGE_OUTPUT_TOKENS * (0.5 + share)),
+    }
+
+
+def _mean_tokens_of_earlier_run(plan: EvalPlan) -> dict[str, tuple[float, float]] | None:
+    for folder in reversed(run_folders(plan.settings.state)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["bundle_fingerprint"] != plan.manifest.bundle_fingerprint:
+            continue
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        for finished in Spool(folder).calls().values():
+            if finished.call is not None and not finished.call.cached:
+                total = sums[finished.call.role]
+                total[0] += finished.call.input_tokens
+                total[1] += finished.call.output_tokens
+                total[2] += 1
+        if "generation" in sums:
+            return {role: (into / n, out / n) for role, (into, out, n) in sums.items()}
+    return None

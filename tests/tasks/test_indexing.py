@@ -1,0 +1,209 @@
+"""Index builds on real LanceDB tables: what is built, what is not, and what readers see meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pytest
+
+from tasks.embedding import Floats, HashingEmbedder
+from tasks.indexing import IndexVersion, build_index, ensure_index, open_table
+from tasks.retrieval import Retriever
+from touchstone.errors import BadInput, Unmeasurable
+from touchstone.retrieval_config import RetrievalConfig, Source
+
+DOCUMENTS = {
+    "refunds": "# Refunds\n\nA refund is paid within fourteen days of the return.",
+    "shipping": "# Shipping\n\nParcels leave the warehouse on weekdays before noon.",
+    "passwords": "# Passwords\n\nReset a password from the login page.\n\n" + "Use a long password. " * 60,
+}
+
+
+class CountingEmbedder(HashingEmbedder):
+    """Remembers how many texts it embedded, and can fail like a vendor that goes down."""
+
+    def __init__(self, fails_after: int | None = None) -> None:
+        super().__init__()
+        self.embedded = 0
+        self._fails_after = fails_after
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        self.embedded += len(texts)
+        if self._fails_after is not None and self.embedded > self._fails_after:
+            raise ConnectionError("embedder is down")
+        return super().embed(texts)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "help" / "corpus"
+    folder.mkdir(parents=True)
+    for name, text in DOCUMENTS.items():
+        (folder / f"{name}.md").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def lance(tmp_path: Path) -> str:
+    return str(tmp_path / "lance")
+
+
+def config(**changes: object) -> RetrievalConfig:
+    known = {"name": "help", "version": "1.0.0", "source": Source(path="help/corpus"), "embedding_model": "hashing"}
+    return RetrievalConfig.model_validate({**known, "chunk_size": 64, "chunk_overlap": 8, **changes})
+
+
+def rows(lance: str, index: IndexVersion) -> list[dict]:
+    return open_table(lance, index.table, index.version).to_arrow().to_pylist()
+
+
+def test_a_build_stores_each_chunk_once_with_its_provenance(corpus: Path, lance: str) -> None:
+    index = build_index(config(), corpus, lance)
+    stored = rows(lance, index)
+    assert index.documents == 3
+    assert index.chunks == index.embedded_chunks == len(stored) == len({row["chunk_id"] for row in stored}) > 3
+    refund = next(row for row in stored if row["chunk_id"] == "refunds#0")
+    assert (refund["document_id"], refund["ordinal"], refund["title"]) == ("refunds", 0, "Refunds")
+    assert (refund["heading"], refund["source"]) == ("Refunds", "refunds.md")
+    assert np.linalg.norm(refund["vector"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_unchanged_corpus_builds_nothing(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    embedder = CountingEmbedder()
+    again = ensure_index(config(), corpus, lance, embedder)
+    assert embedder.embedded == again.embedded_chunks == 0
+    assert (again.table, again.version, again.content_digest) == (first.table, first.version, first.content_digest)
+    assert again.built_at == first.built_at
+
+
+def test_a_changed_corpus_embeds_only_what_changed_and_is_a_new_version(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    (corpus / "refunds.md").write_text("# Refunds\n\nA refund is paid within thirty days.")
+    (corpus / "shipping.md").unlink()
+    (corpus / "hours.md").write_text("# Hours\n\nThe desk is open from nine to five.")
+    embedder = CountingEmbedder()
+    second = ensure_index(config(), corpus, lance, embedder)
+    assert embedder.embedded == second.embedded_chunks == 2
+    assert second.version > first.version
+    assert {row["document_id"] for row in rows(lance, second)} == {"refunds", "passwords", "hours"}
+
+
+def test_a_reader_pinned_to_the_old_version_still_reads_the_old_text(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    reader = Retriever.open(config(), first, lance)
+    (corpus / "refunds.md").write_text("# Refunds\n\nA refund is paid within thirty days.")
+    second = ensure_index(config(), corpus, lance)
+    assert "fourteen" in reader.search("refund").chunks[0].text
+    assert "fourteen" in Retriever.open(config(), first, lance).search("refund").chunks[0].text
+    assert "thirty" in Retriever.open(config(), second, lance).search("refund").chunks[0].text
+
+
+def test_going_back_to_old_content_embeds_only_what_is_gone(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    (corpus / "refunds.md").write_text("# Refunds\n\nNone.")
+    ensure_index(config(), corpus, lance)
+    (corpus / "refunds.md").write_text(DOCUMENTS["refunds"])
+    third = ensure_index(config(), corpus, lance)
+    assert third.content_digest == first.content_digest
+    assert third.embedded_chunks == 1
+
+
+def test_a_new_date_is_stored_without_embedding(corpus: Path, lance: str) -> None:
+    ensure_index(config(), corpus, lance)
+    front_matter = "---\ntitle: Refunds\nupdated_at: 2026-01-01\n---\n"
+    (corpus / "refunds.md").write_text(front_matter + DOCUMENTS["refunds"])
+    index = ensure_index(config(), corpus, lance)
+    assert index.embedded_chunks == 0
+    refund = next(row for row in rows(lance, index) if row["document_id"] == "refunds")
+    assert refund["updated_at"] == "2026-01-01T00:00:00+00:00"
+
+
+def test_a_build_that_dies_leaves_the_version_before_readable(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    (corpus / "refunds.md").write_text("# Refunds\n\nNone.")
+    with pytest.raises(ConnectionError):
+        ensure_index(config(), corpus, lance, CountingEmbedder(fails_after=0))
+    assert "fourteen" in Retriever.open(config(), first, lance).search("refund").chunks[0].text
+    assert ensure_index(config(), corpus, lance).embedded_chunks == 1
+
+
+def test_a_table_left_empty_by_a_crash_is_filled(corpus: Path, lance: str) -> None:
+    with pytest.raises(ConnectionError):
+        ensure_index(config(), corpus, lance, CountingEmbedder(fails_after=0))
+    assert ensure_index(config(), corpus, lance).chunks > 3
+
+
+def test_configs_that_differ_only_in_the_search_share_their_vectors(corpus: Path, lance: str) -> None:
+    semantic = ensure_index(config(), corpus, lance)
+    hybrid = ensure_index(config(search="hybrid", name="other"), corpus, lance)
+    assert hybrid.table == semantic.table
+    assert hybrid.embedded_chunks == 0
+    assert ensure_index(config(), corpus, lance).version == hybrid.version
+    assert Retriever.open(config(search="hybrid"), hybrid, lance).search("password").chunks
+
+
+def test_another_chunk_size_is_another_table(corpus: Path, lance: str) -> None:
+    assert ensure_index(config(), corpus, lance).table != ensure_index(config(chunk_size=32), corpus, lance).table
+
+
+def test_builds_that_start_together_make_one_table(corpus: Path, lance: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        versions = list(pool.map(lambda _: ensure_index(config(search="hybrid"), corpus, lance), range(4)))
+    assert len({index.label for index in versions}) == 1
+    assert sum(index.embedded_chunks > 0 for index in versions) == 1
+
+
+def test_new_keys_merged_by_several_writers_are_not_doubled(corpus: Path, lance: str) -> None:
+    index = build_index(config(), corpus, lance)
+    table = lancedb.connect(lance).open_table(index.table)
+    new = table.to_arrow().slice(0, 1).to_pylist()[0] | {"chunk_id": "new#0"}
+
+    def merge(_: int) -> None:
+        writer = lancedb.connect(lance).open_table(index.table)
+        writer.merge_insert("chunk_id").when_not_matched_insert_all().execute([new])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(merge, range(3)))
+    table.checkout_latest()
+    assert table.count_rows("chunk_id = 'new#0'") == 1
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "pq"])
+def test_approximate_indexes_find_what_exact_search_finds(tmp_path: Path, lance: str, kind: str) -> None:
+    topics = [f"subject{number} detail{number * 7 % 300}" for number in range(300)]
+    lines = [json.dumps({"id": f"d{number}", "text": f"About {topic}."}) for number, topic in enumerate(topics)]
+    source = tmp_path / "corpus.jsonl"
+    source.write_text("\n".join(lines))
+    index = ensure_index(config(index=kind, top_k=1), source, lance)
+    found = Retriever.open(config(index=kind, top_k=1), index, lance).search_many(topics)
+    hits = sum(answer.chunks[0].document_id == f"d{number}" for number, answer in enumerate(found))
+    exact = ensure_index(config(top_k=1), source, lance)
+    truth = Retriever.open(config(top_k=1), exact, lance).search_many(topics)
+    best = sum(answer.chunks[0].document_id == f"d{number}" for number, answer in enumerate(truth))
+    assert hits >= 0.95 * best
+
+
+def test_progress_counts_every_new_chunk(corpus: Path, lance: str) -> None:
+    seen: list[tuple[int, int]] = []
+    index = build_index(config(), corpus, lance, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (index.chunks, index.chunks)
+
+
+def test_an_index_that_is_gone_says_what_to_do(corpus: Path, lance: str) -> None:
+    index = build_index(config(), corpus, lance)
+    with pytest.raises(Unmeasurable, match=r"@999 cannot be read .* build it again"):
+        open_table(lance, index.table, 999)
+    with pytest.raises(Unmeasurable, match="nowhere@1"):
+        open_table(lance, "nowhere", 1)
+
+
+def test_a_missing_source_is_bad_input_and_makes_no_table(tmp_path: Path, lance: str) -> None:
+    with pytest.raises(BadInput, match="no such folder"):
+        ensure_index(config(), tmp_path / "nowhere", lance)
+    assert not Path(lance).exists()
