@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from emulator.language import content, is_negated, is_refusal, names, numbers, stem
-from emulator.passages import Passage, passages
+from emulator.passages import Passage, passages, plain
 
 ENTAILED = 0.7  # share of the statement's content words that one place of the context must hold
 ATTRIBUTED = 0.6  # the same for a reference, which is written in its author's own words
@@ -74,7 +74,7 @@ def _places(context: str) -> tuple[_Place, ...]:
 
 def support(statement: str, context: str) -> Support:
     """Support of one statement by a context. A refusal claims nothing, so it always holds."""
-    if is_refusal(statement):
+    if is_refusal(statement) or _is_quoted(statement, context):
         return Support(1.0)
     said = frozenset(content(statement))
     places = _places(context)
@@ -84,6 +84,16 @@ def support(statement: str, context: str) -> Support:
     best = max(places, key=lambda place: (len(stated & place.numbers), len(said & place.stems)))
     share = len(said & best.stems) / len(said)
     return Support(share, _objection(statement, said, stated, best, places))
+
+
+def _is_quoted(statement: str, context: str) -> bool:
+    """Whether the context says it in the same words; two or three words prove nothing."""
+    return len(statement.split()) > 3 and plain(statement).rstrip(".") in _flat(context)
+
+
+@lru_cache(maxsize=2_000)
+def _flat(context: str) -> str:
+    return plain(context)
 
 
 def _objection(

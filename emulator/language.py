@@ -104,7 +104,7 @@ def names(text: str) -> frozenset[str]:
     found = set()
     for match in re.finditer(r"(?<![.!?:;\"“(\[*#|>\-•\n])\s([A-Z][^\W_]+)", text):
         word = match.group(1).lower()
-        if word not in STOP_WORDS:
+        if _means_something(word):
             found.add(stem(word))
     return frozenset(found)
 
@@ -117,6 +117,7 @@ def tokens(text: str) -> list[str]:
 _PIECE = re.compile(r" ?\w{1,8}|\s?[^\w\s]|\s")
 
 _REFUSAL = re.compile(
+    r"^\W*(?:not (?:covered|found|available|stated|known|answered)|unknown|no (?:answer|information)|n/a)\b.{0,30}$|"
     r"\bI(?:'m| am)? (?:do not|don[’']t|did not|didn[’']t|cannot|can[’']t|can not|could not|couldn[’']t|am unable|"
     r"unable|am not able|not able|not sure)\b[^.]{0,40}?"
     r"\b(?:know|answer|find|have|help|say|tell|provide|share|disclose|comply|assist|do that|sure)\b"

@@ -42,6 +42,7 @@ _ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?(.*)$")
 _RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?\s*$")
 _LINK = re.compile(r"!?\[([^\]]*)\]\((?:[^()\s]|\([^)]*\))*(?:\s+\"[^\"]*\")?\)")
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+)(?=\S)(.+?)(?<=\S)\1")
+_FRONT_MATTER = re.compile(r"\A\s*---\n(?:[\w-]+:.*\n)+---\n")
 _QUOTE = re.compile(r"^\s*(?:>\s?)+")
 
 
@@ -145,4 +146,4 @@ class _Reader:
 @lru_cache(maxsize=20_000)
 def passages(markdown: str) -> tuple[Passage, ...]:
     """The units of a Markdown text; kept, because the same chunks come back in many prompts."""
-    return tuple(_Reader().read(markdown))
+    return tuple(_Reader().read(_FRONT_MATTER.sub("", markdown)))

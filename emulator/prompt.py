@@ -43,6 +43,8 @@ class Asked:
 _DOCUMENT = re.compile(r"<document\b([^>]*)>(.*?)</document>", re.DOTALL)
 _ATTRIBUTE = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _QUESTION = re.compile(r"(?:^|\n)[ \t]*(?:\*\*|#+ )?Question:(?:\*\*)?[ \t]*")
+# Right after the last block the mark is the template's own; any later one, or a later block, was typed by the asker.
+_OWN_QUESTION = re.compile(r"</document>\s*\n[ \t]*(?:\*\*|#+ )?Question:(?:\*\*)?[ \t]*")
 _CONTEXT = re.compile(r"(?:^|\n)[ \t]*(?:\*\*|#+ )?Context:(?:\*\*)?[ \t]*")
 _ANSWER_CUE = re.compile(r"\s*\n\s*(?:\*\*)?(?:Short |Final )?Answer:?(?:\*\*)?\s*$")
 _REFUSAL_RULE = re.compile(
@@ -84,15 +86,16 @@ def read_prompt(system: str, user: str) -> Asked:
 
 
 def _split(user: str) -> tuple[tuple[Document, ...], str]:
+    own = _OWN_QUESTION.search(user)
+    if own:
+        return _blocks(user[: own.end()]), _ANSWER_CUE.sub("", user[own.end() :].strip())
     blocks = _blocks(user)
     tail = user[user.rfind("</document>") + len("</document>") :] if blocks else user
     marks = list(_QUESTION.finditer(tail))
     if not marks:
         return blocks, _ANSWER_CUE.sub("", tail.strip())
-    # After the documents the first mark is the template's own; any later one was typed by the asker.
-    mark = marks[0] if blocks else marks[-1]
-    question = _ANSWER_CUE.sub("", tail[mark.end() :].strip())
-    return blocks or _plain_context(tail[: mark.start()]), question
+    question = _ANSWER_CUE.sub("", tail[marks[-1].end() :].strip())
+    return blocks or _plain_context(tail[: marks[-1].start()]), question
 
 
 def _blocks(text: str) -> tuple[Document, ...]:

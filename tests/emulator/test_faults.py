@@ -15,6 +15,7 @@ ERRORS = {
 }
 # What LiteLLM makes of a broken transmission differs by vendor; Gemini's cut JSON even looks like our own mistake.
 BROKEN = (
+    litellm.exceptions.APIError,
     litellm.exceptions.InternalServerError,
     litellm.exceptions.APIConnectionError,
     litellm.exceptions.BadRequestError,
