@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 Vectors = Mapping[str, tuple[NDArray[np.float32], str]]  # by content hash, with the time of embedding
 
+_FORMAT = 1  # of tables: a change of columns, chunking or embedded text needs the next number
 _EMBEDDED_AT_ONCE = 256  # chunks between two reports of progress
-_SMALLEST_PIECE = 16
+_TEXTS = ("document_id", "title", "heading", "text", "indexed_text", "updated_at", "source")
+_TEXTS += ("content_hash", "document_hash", "embedded_at")
 
 
 class IndexVersion(BaseModel):
@@ -94,7 +96,7 @@ def table_name(config: RetrievalConfig) -> str:
     """Configs that differ only in the search share a table, so the config's own name is not in it."""
     parts = Path(config.source.path).with_suffix("").parts[-2:]
     words = re.sub(r"[^a-z0-9]+", "_", "_".join(parts).lower()).strip("_")
-    return f"{words or 'corpus'}_{config.index_fingerprint}"
+    return f"{words or 'corpus'}_{config.index_fingerprint}_{_FORMAT}"
 
 
 def open_table(lance_uri: str, name: str, version: int) -> Table:
@@ -154,18 +156,23 @@ class _Piece:
         return f"{self.document.id}#{self.chunk.ordinal}"
 
     @property
-    def embedded_text(self) -> str:
-        """The title says what the text is about; it is not repeated when the text begins with it."""
+    def indexed_text(self) -> str:
+        """What is embedded and searched for words: the title says what the text is about, once."""
         title = self.document.title
         return self.chunk.text if self.chunk.text.lstrip("# ").startswith(title) else f"{title}\n{self.chunk.text}"
 
     @property
     def content_hash(self) -> str:
-        return digest_text(self.embedded_text)
+        return digest_text(self.indexed_text)
 
 
 def _pieces(document: Document, config: RetrievalConfig, embedder: Embedder) -> Iterator[_Piece]:
-    for chunk in split_markdown(document.text, embedder.tokenize, config.chunk_size, config.chunk_overlap):
+    """A chunk is never longer than the model reads: text behind that would be stored and never found."""
+    size = config.chunk_size
+    if embedder.max_tokens is not None:
+        room = embedder.max_tokens - len(embedder.tokenize(document.title))
+        size = min(size, max(room, embedder.max_tokens // 2))
+    for chunk in split_markdown(document.text, embedder.tokenize, size, min(config.chunk_overlap, size // 2)):
         yield _Piece(document, chunk)
 
 
@@ -175,7 +182,7 @@ def _embedded(pieces: Sequence[_Piece], embedder: Embedder, progress: Progress |
     vectors: dict[str, tuple[NDArray[np.float32], str]] = {}
     for start in range(0, len(pieces), _EMBEDDED_AT_ONCE):
         batch = pieces[start : start + _EMBEDDED_AT_ONCE]
-        rows = embedder.embed([piece.embedded_text for piece in batch])
+        rows = embedder.embed([piece.indexed_text for piece in batch])
         now = _now()
         vectors |= {piece.content_hash: (row, now) for piece, row in zip(batch, rows, strict=True)}
         if progress:
@@ -200,6 +207,7 @@ def _rows(pieces: Sequence[_Piece], vectors: Vectors, schema: pa.Schema) -> pa.T
         "title": [piece.document.title for piece in pieces],
         "heading": [piece.chunk.heading for piece in pieces],
         "text": [piece.chunk.text for piece in pieces],
+        "indexed_text": [piece.indexed_text for piece in pieces],
         "updated_at": [piece.document.updated_at for piece in pieces],
         "content_hash": [piece.content_hash for piece in pieces],
         "document_hash": [piece.document.record_hash for piece in pieces],
@@ -231,8 +239,8 @@ def _index_columns(config: RetrievalConfig, table: Table) -> None:
     """Search indexes, built after loading; each is a version of its own, and the last one is handed out."""
     from lancedb.index import FTS, HnswSq, IvfPq
 
-    if config.search != "semantic" and not _is_indexed(table, "text"):
-        table.create_index("text", config=FTS(), replace=True)
+    if config.search != "semantic" and not _is_indexed(table, "indexed_text"):
+        table.create_index("indexed_text", config=FTS(), replace=True)
     if config.index != "flat" and not _is_indexed(table, "vector"):
         dimension = table.schema.field("vector").type.list_size
         # The default of dimension / 16 sub-vectors loses a third of the neighbours; four numbers each loses none.
@@ -266,9 +274,8 @@ def _create(lance_uri: str, name: str, dimension: int) -> Table:
     """Without the primary key, writers that merge the same new chunk at once would both insert it."""
     import pyarrow as pa
 
-    texts = ["document_id", "title", "heading", "text", "content_hash", "document_hash", "source", "embedded_at"]
     fields = [pa.field("chunk_id", pa.string(), nullable=False), pa.field("ordinal", pa.int32())]
-    fields += [pa.field(text, pa.string()) for text in [*texts, "updated_at"]]
+    fields += [pa.field(name, pa.string()) for name in _TEXTS]
     fields.append(pa.field("vector", pa.list_(pa.float32(), dimension)))
     table = _connect(lance_uri).create_table(name, schema=pa.schema(fields))
     table.set_unenforced_primary_key("chunk_id")

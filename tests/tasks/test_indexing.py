@@ -13,6 +13,7 @@ import pytest
 
 from tasks.embedding import Floats, HashingEmbedder
 from tasks.indexing import IndexVersion, build_index, ensure_index, open_table
+from tasks.minilm import load_minilm
 from tasks.retrieval import Retriever
 from touchstone.errors import BadInput, Unmeasurable
 from touchstone.retrieval_config import RetrievalConfig, Source
@@ -66,7 +67,8 @@ def test_a_build_stores_each_chunk_once_with_its_provenance(corpus: Path, lance:
     index = build_index(config(), corpus, lance)
     stored = rows(lance, index)
     assert index.documents == 3
-    assert index.chunks == index.embedded_chunks == len(stored) == len({row["chunk_id"] for row in stored}) > 3
+    assert index.chunks == len(stored) == len({row["chunk_id"] for row in stored}) > 3
+    assert index.embedded_chunks == len({row["content_hash"] for row in stored})  # equal texts are embedded once
     refund = next(row for row in stored if row["chunk_id"] == "refunds#0")
     assert (refund["document_id"], refund["ordinal"], refund["title"]) == ("refunds", 0, "Refunds")
     assert (refund["heading"], refund["source"]) == ("Refunds", "refunds.md")
@@ -162,16 +164,26 @@ def test_builds_that_start_together_make_one_table(corpus: Path, lance: str) -> 
 def test_new_keys_merged_by_several_writers_are_not_doubled(corpus: Path, lance: str) -> None:
     index = build_index(config(), corpus, lance)
     table = lancedb.connect(lance).open_table(index.table)
-    new = table.to_arrow().slice(0, 1).to_pylist()[0] | {"chunk_id": "new#0"}
+    row = table.to_arrow().slice(0, 1)
+    new = row.set_column(row.schema.get_field_index("chunk_id"), table.schema.field("chunk_id"), [["new#0"]])
 
     def merge(_: int) -> None:
         writer = lancedb.connect(lance).open_table(index.table)
-        writer.merge_insert("chunk_id").when_not_matched_insert_all().execute([new])
+        writer.merge_insert("chunk_id").when_not_matched_insert_all().execute(new)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(merge, range(3)))
     table.checkout_latest()
     assert table.count_rows("chunk_id = 'new#0'") == 1
+
+
+def test_no_chunk_is_longer_than_the_model_reads(tmp_path: Path, lance: str) -> None:
+    text = "Pumps are serviced twice a year. " * 200
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "a", "title": "Pump service", "text": text}))
+    wide = config(embedding_model="minilm", chunk_size=2048)
+    stored = rows(lance, ensure_index(wide, tmp_path / "corpus.jsonl", lance))
+    assert max(len(load_minilm().tokenize(row["indexed_text"])) for row in stored) <= 254
+    assert all(row["indexed_text"].startswith("Pump service\n") for row in stored)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "pq"])
@@ -189,10 +201,10 @@ def test_approximate_indexes_find_what_exact_search_finds(tmp_path: Path, lance:
     assert hits >= 0.95 * best
 
 
-def test_progress_counts_every_new_chunk(corpus: Path, lance: str) -> None:
+def test_progress_counts_what_is_embedded(corpus: Path, lance: str) -> None:
     seen: list[tuple[int, int]] = []
     index = build_index(config(), corpus, lance, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (index.chunks, index.chunks)
+    assert seen[-1] == (index.embedded_chunks, index.embedded_chunks)
 
 
 def test_an_index_that_is_gone_says_what_to_do(corpus: Path, lance: str) -> None:

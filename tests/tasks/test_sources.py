@@ -41,7 +41,8 @@ def test_without_front_matter_the_first_heading_is_the_title(tmp_path: Path) -> 
 def test_html_becomes_text_with_its_headings(tmp_path: Path) -> None:
     page = (
         "<html><head><title>Help &amp; hours</title><style>p {color: red}</style></head>"
-        "<body><script>alert(1)</script><h2>Opening\n hours</h2><p>Nine to <b>five</b>.</p><ul><li>Monday<li>Friday</ul>"
+        "<body><script>alert(1)</script><h2>Opening\n hours</h2><p>Nine to <b>five</b>.</p>"
+        "<ul><li>Monday<li>Friday</ul>"
     )
     (document,) = read_documents(write(tmp_path, a_DOT_html=page))
     assert document.title == "Help & hours"
