@@ -30,6 +30,7 @@ from touchstone.report import EvalReport, run_scores, summarise, with_decision
 from touchstone.results import CaseResult
 from touchstone.settings import Settings
 
+Log = logging.Logger | logging.LoggerAdapter
 RunShard = Callable[[EvalSession, int, Sequence[Unit]], Awaitable[list[CaseResult]]]
 
 
@@ -73,9 +74,10 @@ async def conduct(
     *,
     run_shard: RunShard | None = None,
     on_case: Progress = lambda result: None,
-    log: logging.Logger | logging.LoggerAdapter = logging.getLogger(__name__),
+    log: Log | None = None,
 ) -> EvalReport:
     """Evaluate, decide, record, publish: with Prefect's tasks or, where no Prefect server is at hand, without."""
+    log = log or logging.getLogger(__name__)
     started = time.monotonic()
     async with open_session(plan, on_case) as session:
         parts = shards(plan.units)
@@ -178,7 +180,7 @@ def _decide(plan: EvalPlan, results: Sequence[CaseResult], wall_s: float) -> Eva
         ledger.close()
 
 
-def _publish(plan: EvalPlan, report: EvalReport, log: logging.Logger | logging.LoggerAdapter) -> EvalReport:
+def _publish(plan: EvalPlan, report: EvalReport, log: Log) -> EvalReport:
     """MLflow is never on the critical path: the report is decided and spooled before."""
     spool = Spool(run_folder(plan.settings.state, plan.run_key))
     try:

@@ -192,7 +192,8 @@ def _embedded(pieces: Sequence[_Piece], embedder: Embedder, progress: Progress |
 
 def _known_vectors(table: Table) -> Vectors:
     stored = table.search().select(["content_hash", "embedded_at", "vector"]).limit(None).to_arrow()
-    vectors = stored["vector"].combine_chunks().values.to_numpy().reshape(len(stored), -1)
+    vectors = stored["vector"].combine_chunks()
+    vectors = vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
     hashes, times = stored["content_hash"].to_pylist(), stored["embedded_at"].to_pylist()
     return {key: (row, when) for key, row, when in zip(hashes, vectors, times, strict=True)}
 

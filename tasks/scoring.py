@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 import re
@@ -41,6 +42,9 @@ class RubricScores(BaseModel):
 
     scores: dict[str, int]
     reason: str = ""
+
+
+_RUBRIC_SCHEMA = json.dumps(RubricScores.model_json_schema())
 
 
 async def judged_scores(
@@ -94,9 +98,7 @@ async def _rubric(
         "reference": case.reference,
         "dimensions": list(scorer.dimensions),
     }
-    messages = judge.prompt.messages(
-        schema=json.dumps(RubricScores.model_json_schema()), payload=json.dumps(payload, ensure_ascii=False)
-    )
+    messages = judge.prompt.messages(schema=_RUBRIC_SCHEMA, payload=json.dumps(payload, ensure_ascii=False))
 
     def accept(text: str) -> RubricScores:
         parsed = _parse(text, RubricScores)
@@ -141,12 +143,38 @@ async def _ragas(scorer: RagasScorer, case: GoldenCase, answer: Answer, calls: C
 
 
 def _metric(scorer: RagasScorer, calls: CaseCalls, judge: JudgeSetup) -> Any:
+    """The metric with a judge that records its calls as this case's; prompts are shared by all cases."""
+    metric = copy.copy(_shared_metric(scorer.metric, scorer.strictness, judge))
+    metric.llm = import_ragas().judge(calls, judge)
+    return metric
+
+
+@cache
+def _shared_metric(name: str, strictness: int, judge: JudgeSetup) -> Any:
     ragas = import_ragas()
-    client = ragas.judge(calls, judge)
-    if scorer.metric == "answer_relevancy":
-        embeddings = ragas.embeddings(judge.embedder())
-        return ragas.metrics["answer_relevancy"](llm=client, embeddings=embeddings, strictness=scorer.strictness)
-    return ragas.metrics[scorer.metric](llm=client)
+    more = {}
+    if name == "answer_relevancy":
+        more = {"embeddings": ragas.embeddings(judge.embedder()), "strictness": strictness}
+    metric = ragas.metrics[name](llm=ragas.judge(None, judge), **more)
+    for prompt in vars(metric).values():
+        if hasattr(prompt, "to_string"):
+            prompt.to_string = _render_head_once(prompt.to_string)
+    return metric
+
+
+def _render_head_once(to_string: Callable[[BaseModel], str]) -> Callable[[BaseModel], str]:
+    """ragas renders schema and examples anew for each call, 4 ms of CPU; only the input differs."""
+    head: str | None = None
+
+    def render(data: BaseModel) -> str:
+        nonlocal head
+        if head is None:
+            whole = to_string(data)
+            head = whole.rpartition("\ninput: ")[0]
+            assert render(data) == whole, "ragas renders its prompts in another way than 0.4.3"
+        return f"{head}\ninput: {data.model_dump_json(indent=4, exclude_none=True)}\nOutput: "
+
+    return render
 
 
 async def _ask(
@@ -217,7 +245,7 @@ def import_ragas() -> _Ragas:
     class RagasJudge(InstructorBaseRagasLLM):
         """ragas' judge, asked through our one vendor adapter: same scores as instructor, every call recorded."""
 
-        def __init__(self, calls: CaseCalls, judge: JudgeSetup) -> None:
+        def __init__(self, calls: CaseCalls | None, judge: JudgeSetup) -> None:
             self._calls, self._judge = calls, judge
 
         def generate(self, prompt: str, response_model: Any) -> Any:
@@ -229,6 +257,7 @@ def import_ragas() -> _Ragas:
                 check_verdicts(prompt, parsed)
                 return parsed
 
+            assert self._calls is not None, "only the shared metric has a judge without calls"
             messages = [{"role": "user", "content": prompt}]
             return await _ask(self._calls, self._judge, messages, _RAGAS_PARAMETERS, accept)
 

@@ -27,7 +27,7 @@ from tasks.plan import EvalManifest
 from tasks.spool import Spool, run_folder, run_folders
 from tasks.tracking_run import dataset_input, metrics_of, params_of, run_name, started, tags_of, write_artifacts
 from tasks.tracking_traces import CaseTraces, choose_cases, headline_pass_fail, sync_traces, trace_id
-from touchstone.errors import TouchstoneError
+from touchstone.errors import BadInput, TouchstoneError
 from touchstone.privacy import redact_secrets
 from touchstone.report import EvalReport
 from touchstone.results import CaseResult
@@ -76,8 +76,11 @@ class _Eval:
 
     @classmethod
     def read(cls, spool: Spool) -> _Eval:
-        manifest = EvalManifest.model_validate(spool.read_json("manifest.json"))
-        report = EvalReport.model_validate(spool.read_json("report.json"))
+        try:
+            manifest = EvalManifest.model_validate(spool.read_json("manifest.json"))
+            report = EvalReport.model_validate(spool.read_json("report.json"))
+        except ValueError as error:
+            raise BadInput(f"{spool.folder}: manifest.json or report.json cannot be read: {error}") from error
         return cls(spool, manifest, report, _content(spool))
 
     @property
@@ -94,17 +97,17 @@ def tracking_uri(settings: Settings) -> str:
 def publish_run(settings: Settings, spool: Spool, *, traces: bool = True, chart: bytes | None = None) -> Published:
     """Send a finished run; without its `traces` it stays unpublished until `publish_traces`.
 
-    Idempotent by run key. `chart` spares drawing it again. Raises TrackingUnavailable.
+    Idempotent by run key. Calibration runs have no traces. `chart` spares drawing it again. Raises TrackingUnavailable.
     """
     run = _Eval.read(spool)
-    picture = chart or chart_png(settings.state, run.manifest, run.report)
     with _connected(settings) as client, _one_publisher(spool):
         begun = time.monotonic()
         cases = run.cases
+        picture = chart or chart_png(settings.state, run.manifest, run.report)
         experiment_id = _experiment(client, settings, run.manifest.dataset_name)
         stored = _stored_run(client, experiment_id, run.spool.run_key) or _create_run(client, experiment_id, run)
         _log_content(client, stored, run, cases, picture)
-        return _finish(client, settings, stored, run, cases if traces else None, begun)
+        return _finish(client, settings, stored, run, cases, begun, traces=traces)
 
 
 def publish_traces(settings: Settings, spool: Spool) -> Published:
@@ -115,7 +118,7 @@ def publish_traces(settings: Settings, spool: Spool) -> Published:
         experiment_id = _experiment(client, settings, run.manifest.dataset_name)
         stored = _stored_run(client, experiment_id, run.spool.run_key)
         if stored is not None:
-            return _finish(client, settings, stored, run, run.cases, begun)
+            return _finish(client, settings, stored, run, run.cases, begun, traces=True)
     return publish_run(settings, spool)
 
 
@@ -195,16 +198,21 @@ def _log_content(client: MlflowClient, stored: Run, run: _Eval, cases: list[Case
 
 
 def _finish(
-    client: MlflowClient, settings: Settings, stored: Run, run: _Eval, cases: list[CaseResult] | None, begun: float
+    client: MlflowClient,
+    settings: Settings,
+    stored: Run,
+    run: _Eval,
+    cases: list[CaseResult],
+    begun: float,
+    *,
+    traces: bool,
 ) -> Published:
     """Send the traces, count what arrived, and say so in MLflow and in the spool."""
     experiment_id, run_id = stored.info.experiment_id, stored.info.run_id
     previous = _previous_run(client, stored, run.manifest)
-    expected, persisted = 0, 0
-    if cases is not None:
-        wanted = _wanted_traces(settings, stored, run, cases, previous)
-        expected, persisted = len(wanted.results), sync_traces(client, wanted)
-    is_complete = cases is not None and persisted == expected
+    wanted = _wanted_traces(settings, stored, run, cases, previous)
+    expected, persisted = len(wanted.results), sync_traces(client, wanted) if traces else 0
+    is_complete = persisted == expected
     client.set_tag(run_id, "touchstone.traces", f"{persisted} of {expected}")
     client.set_tag(run_id, _COMPLETE, str(is_complete).lower())
     published = Published(
@@ -226,11 +234,12 @@ def _wanted_traces(
     settings: Settings, stored: Run, run: _Eval, cases: list[CaseResult], previous: Run | None
 ) -> CaseTraces:
     headline = headline_pass_fail(list(run.report.metrics), cases)
+    limit = 0 if run.manifest.purpose == "calibration" else settings.trace_limit  # nobody compares cases of those
     before: list[CaseResult] = []
-    if previous is not None and len(cases) > settings.trace_limit:
+    if previous is not None and len(cases) > limit > 0:
         folder = run_folder(settings.state, previous.data.tags[_RUN_KEY])
         before = list(Spool(folder).cases().values())
-    chosen = choose_cases(cases, before, headline, settings.trace_limit)
+    chosen = choose_cases(cases, before, headline, limit)
     results = {trace_id(run.spool.run_key, result): result for result in chosen}
     return CaseTraces(stored.info.experiment_id, stored.info.run_id, run.spool.run_key, results, headline)
 
@@ -271,7 +280,7 @@ def _stored_run(client: MlflowClient, experiment_id: str, run_key: str) -> Run |
 def _create_run(client: MlflowClient, experiment_id: str, run: _Eval) -> Run:
     start = int(started(run.manifest).timestamp() * 1000)
     tags = {_RUN_KEY: run.spool.run_key, _CONTENT: run.content, _REVISION: "0", _COMPLETE: "false"}
-    return client.create_run(experiment_id, start, tags, run_name(run.manifest))
+    return client.create_run(experiment_id, start, tags, run_name(run.manifest, run.report))
 
 
 def _previous_run(client: MlflowClient, stored: Run, manifest: EvalManifest) -> Run | None:
@@ -299,10 +308,11 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_published(spool: Spool) -> bool:
-    if not spool.has(MARKER):
+    try:
+        marker = spool.read_json(MARKER) if spool.has(MARKER) else {}
+        return bool(marker.get("complete")) and marker["content"] == _content(spool)
+    except ValueError:
         return False
-    marker = spool.read_json(MARKER)
-    return bool(marker["complete"]) and marker["content"] == _content(spool)
 
 
 def _ui(settings: Settings) -> str | None:
@@ -327,6 +337,7 @@ def _one_publisher(spool: Spool) -> Iterator[None]:
 def _connected(settings: Settings) -> Iterator[MlflowClient]:
     """A client; whatever keeps MLflow from answering is a TrackingUnavailable that names it."""
     apply_defaults()
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is our own: `--json`
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -342,7 +353,7 @@ def _connected(settings: Settings) -> Iterator[MlflowClient]:
         yield MlflowClient(uri)
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = redact_secrets(f"MLflow at {uri}: {error}".splitlines()[0])
-        raise TrackingUnavailable(f"{reason}; the run is kept, `touchstone publish` sends it later") from error
+        raise TrackingUnavailable(reason) from error
 
 
 def _ping(uri: str) -> None:

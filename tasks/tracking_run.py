@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 TABLE = "cases.json"
 CHART = "drift.png"
-_DIGEST_LENGTH = 36  # of MLflow's column; the whole digest is a param
+_DIGEST_LENGTH = 16  # legible in MLflow's column, which takes 36; the whole digest is a param
+_MARKS = {"stable": "", "flagged": "⚑ ", "unmeasurable": "? "}
+_DIRECTION_MARKS = {"worse": "▼ ", "better": "▲ ", "changed": "◆ "}
 _E_VALUE_CAP = 1e12  # evidence may overflow; charts need a finite number
 
 
@@ -54,6 +56,7 @@ def tags_of(manifest: EvalManifest, report: EvalReport) -> dict[str, str]:
         "environment": manifest.environment,
         "bundle": manifest.bundle_name,
         "dataset": manifest.dataset_name,
+        "mlflow.runName": run_name(manifest, report),
         "mlflow.note.content": _note(report),
         "mlflow.source.name": "touchstone eval run",
         "mlflow.source.type": "LOCAL",
@@ -63,9 +66,14 @@ def tags_of(manifest: EvalManifest, report: EvalReport) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
-def run_name(manifest: EvalManifest) -> str:
-    """Bundle and start to the second: short enough for legends and column heads."""
-    return f"{manifest.bundle_name} {started(manifest):%m-%d %H:%M:%S}"
+def run_name(manifest: EvalManifest, report: EvalReport) -> str:
+    """A mark for what is not stable, the start, the bundle: MLflow's lists show little more than ten letters."""
+    mark = (
+        _DIRECTION_MARKS.get(report.direction or "", "◆ ")
+        if report.verdict == "drifted"
+        else _MARKS.get(report.verdict, "")
+    )
+    return f"{mark}{started(manifest):%m-%d %H:%M:%S} {manifest.bundle_name}"
 
 
 def started(manifest: EvalManifest) -> datetime:
@@ -91,7 +99,7 @@ def metrics_of(report: EvalReport) -> dict[str, float]:
     for name, value in found.items():
         if not math.isfinite(value):
             raise BadInput(f"run {report.run_key}: metric {name} is {value}; not published, as it would pass for data")
-    return found
+    return {name: float(f"{value:.6g}") for name, value in found.items()}  # six digits fit MLflow's columns
 
 
 def dataset_input(manifest: EvalManifest) -> DatasetInput:

@@ -251,9 +251,7 @@ def _document(chunk: RetrievedChunk) -> dict[str, Any]:
 def _exception(failure: Failure, at: int) -> Event:
     from opentelemetry.sdk.trace import Event
 
-    return Event(
-        "exception", {"exception.type": failure.kind.value, "exception.message": failure.reason}, timestamp=at
-    )
+    return Event("exception", {"exception.type": failure.kind.value, "exception.message": failure.reason}, timestamp=at)
 
 
 def _send(store: Any, experiment_id: str, infos: Sequence[TraceInfo], spans: list[Span]) -> None:

@@ -7,6 +7,7 @@ drips bytes, its budget lets calls through, and its fall-backs swap the model un
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -35,8 +36,8 @@ def litellm_module() -> ModuleType:
     import litellm
 
     litellm.suppress_debug_info = True
-    litellm.telemetry = False
-    litellm.drop_params = False
+    litellm.drop_params = False  # what a vendor would refuse is dropped by us, and recorded
+    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
     return litellm
 
 
@@ -167,6 +168,7 @@ def check_key(endpoint: Endpoint) -> None:
 def price_of(endpoint: Endpoint) -> Price | None:
     """The endpoint's own price, else LiteLLM's; None is unknown, not free."""
     if endpoint.price is not None:
+        _register(endpoint.model, endpoint.price)
         return endpoint.price
     try:
         info = litellm_module().get_model_info(endpoint.model)
@@ -176,6 +178,18 @@ def price_of(endpoint: Endpoint) -> Price | None:
     if not into and not out:
         return None
     return Price(input_per_million=(into or 0) * 1e6, output_per_million=(out or 0) * 1e6)
+
+
+def _register(model: str, price: Price) -> None:
+    """Tell LiteLLM the price, or it searches its whole price list for a model that is not in it at every call."""
+    provider, _, _ = model.partition("/")
+    entry = {
+        "input_cost_per_token": price.input_per_million / 1e6,
+        "output_cost_per_token": price.output_per_million / 1e6,
+        "litellm_provider": provider,
+        "mode": "chat",
+    }
+    litellm_module().register_model({model: entry})
 
 
 def _request(

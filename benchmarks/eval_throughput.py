@@ -1,0 +1,140 @@
+"""200 cases x (1 generation + 3 judge calls) at 200 ms of vendor latency, 32 in flight: wall against the ideal.
+
+Ideal = calls x latency / concurrency. Limit: 1.25 x end to end with the spool; MLflow publishing and Prefect at most
+5 % of the wall on top. The vendor runs in a process of its own; imports are done before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arena import answerable_cases, emulated_vendor, project, write_golden_set
+
+CASES, LATENCY_S, CONCURRENCY = 200, 0.2, 32
+POLICY = {
+    "scorers": [
+        {"name": "answer_ok", "kind": "expect"},
+        {"name": "faithfulness", "kind": "ragas", "metric": "faithfulness"},
+        {"name": "judge", "kind": "rubric"},
+    ]
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--without-prefect", action="store_true", help="skip the part that starts a Prefect server")
+    options = arguments.parse_args()
+    from tasks.environment import apply_defaults
+
+    apply_defaults()
+    with emulated_vendor("--latency-ms", str(LATENCY_S * 1000)) as vendor, project(vendor) as root:
+        dataset = write_golden_set(root, answerable_cases(CASES), POLICY)
+        asyncio.run(_evals(dataset, options.rounds))
+        if not options.without_prefect:
+            with prefect_server(root) as address:
+                os.environ["PREFECT_API_URL"] = address
+                asyncio.run(_flows(dataset, options.rounds))
+
+
+async def _evals(dataset: str, rounds: int) -> None:
+    from flows.golden_eval import plan_run
+    from tasks.evaluation import open_session
+    from tasks.loading import load_settings
+    from tasks.plan import EvalRequest
+
+    request = EvalRequest(bundle="support-fast", dataset=dataset, concurrency=CONCURRENCY)
+    for number in range(rounds + 1):
+        plan = await asyncio.to_thread(plan_run, load_settings(), request)
+        async with open_session(plan) as session:
+            session.cache.put = lambda finished: None  # each round pays for its judge
+            started, cpu = time.perf_counter(), time.process_time()
+            results = await session.run_shard(plan.units)
+            wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+        calls = sum(len(result.calls) for result in results)
+        failed = sum(bool(result.failures) for result in results)
+        ideal = calls * LATENCY_S / CONCURRENCY
+        label = "warm-up" if number == 0 else f"round {number}"
+        print(
+            f"{label}: {calls} calls, {failed} failed cases, wall {wall:.2f} s, ideal {ideal:.2f} s, "
+            f"ratio {wall / ideal:.3f} (limit 1.25), client {1000 * cpu / calls:.2f} CPU-ms/call",
+            flush=True,
+        )
+
+
+async def _flows(dataset: str, rounds: int) -> None:
+    """The same as a Prefect flow, in turn with the plain run; what it adds, and what publishing adds."""
+    from flows import golden_eval as flow
+    from tasks.loading import load_settings
+    from tasks.plan import EvalRequest
+
+    request = EvalRequest(bundle="support-fast", dataset=dataset, concurrency=CONCURRENCY)
+    published: list[float] = []
+    publish = flow.publish
+
+    def timed(*arguments: object) -> object:
+        started = time.perf_counter()
+        try:
+            return publish(*arguments)  # pyright: ignore[reportArgumentType]
+        finally:
+            published.append(time.perf_counter() - started)
+
+    flow.publish = timed  # pyright: ignore[reportAttributeAccessIssue]
+    for number in range(rounds + 1):
+        walls = []
+        for run_shard in (None, flow.shard_as_task):
+            (Path.cwd() / ".touchstone" / "response_cache.db").unlink(missing_ok=True)
+            plan = await asyncio.to_thread(flow.plan_run, load_settings(), request)
+            started = time.perf_counter()
+            if run_shard is None:
+                await flow.conduct(plan)
+            else:
+                await flow.run_as_flow(request, None, False)
+            walls.append(time.perf_counter() - started - published[-1])
+        label = "warm-up" if number == 0 else f"round {number}"
+        plain, prefect = walls
+        print(
+            f"{label}: plain {plain:.2f} s, as a Prefect flow {prefect:.2f} s "
+            f"({100 * (prefect / plain - 1):+.1f} %, limit 5 %), publishing {published[-2]:.2f} s "
+            f"({100 * published[-2] / plain:.1f} % of the wall, limit 5 %)",
+            flush=True,
+        )
+
+
+@contextmanager
+def prefect_server(root: Path) -> Iterator[str]:
+    """A real Prefect server on SQLite, ended by its id."""
+    port = "4298"
+    environment = os.environ | {"PREFECT_HOME": str(root / "prefect")}
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", port],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+if __name__ == "__main__":
+    main()
