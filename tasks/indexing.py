@@ -120,7 +120,7 @@ def _current(
     if index.content_digest != corpus_digest(documents):
         return None
     _index_columns(config, table)  # another config's search may need an index that this table has not yet
-    return index.model_copy(update={"version": table.version, "wall_s": time.monotonic() - started})
+    return index if table.version == index.version else _describe(config, table, embedded=0, started=started)
 
 
 def _build(
@@ -134,11 +134,12 @@ def _build(
     embedder = embedder or load_embedder(config.embedding_model)
     pieces = [piece for document in documents for piece in _pieces(document, config, embedder)]
     table = _open_latest(lance_uri, table_name(config))
-    known = _known_vectors(table) if table else {}
+    known = {} if table is None else _known_vectors(table)
     new = list({piece.content_hash: piece for piece in pieces if piece.content_hash not in known}.values())
     known = {**known, **_embedded(new, embedder, progress)}
 
-    table = table or _create(lance_uri, table_name(config), embedder.dimension)
+    if table is None:  # not `table or`: an empty table is falsy
+        table = _create(lance_uri, table_name(config), embedder.dimension)
     _commit(table, _rows(pieces, known, table.schema))
     _index_columns(config, table)
     return _describe(config, table, embedded=len(new), started=started)
@@ -275,12 +276,11 @@ def _create(lance_uri: str, name: str, dimension: int) -> Table:
     """Without the primary key, writers that merge the same new chunk at once would both insert it."""
     import pyarrow as pa
 
-    fields = [pa.field("chunk_id", pa.string(), nullable=False), pa.field("ordinal", pa.int32())]
+    key = {"lance-schema:unenforced-primary-key:position": "1"}  # as set_unenforced_primary_key, but from the start
+    fields = [pa.field("chunk_id", pa.string(), nullable=False, metadata=key), pa.field("ordinal", pa.int32())]
     fields += [pa.field(name, pa.string()) for name in _TEXTS]
     fields.append(pa.field("vector", pa.list_(pa.float32(), dimension)))
-    table = _connect(lance_uri).create_table(name, schema=pa.schema(fields))
-    table.set_unenforced_primary_key("chunk_id")
-    return table
+    return _connect(lance_uri).create_table(name, schema=pa.schema(fields))
 
 
 def _open_latest(lance_uri: str, name: str) -> Table | None:

@@ -136,6 +136,13 @@ def test_a_build_that_dies_leaves_the_version_before_readable(corpus: Path, lanc
 
 
 def test_a_table_left_empty_by_a_crash_is_filled(corpus: Path, lance: str) -> None:
+    first = ensure_index(config(), corpus, lance)
+    lancedb.connect(lance).open_table(first.table).delete("true")
+    again = ensure_index(config(), corpus, lance)
+    assert (again.chunks, again.content_digest) == (first.chunks, first.content_digest)
+
+
+def test_the_first_build_can_fail_and_be_repeated(corpus: Path, lance: str) -> None:
     with pytest.raises(ConnectionError):
         ensure_index(config(), corpus, lance, CountingEmbedder(fails_after=0))
     assert ensure_index(config(), corpus, lance).chunks > 3
