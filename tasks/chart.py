@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.plan import EvalManifest
 from tasks.spool import Spool, run_folder
+from touchstone.drift import DriftPolicy
 from touchstone.report import EvalReport
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _E_FLOOR, _E_CEILING = 1e-6, 1e9
 
 @dataclass(frozen=True)
 class RunPoint:
-    """One run of the chart. `e_value` is R/A of its strongest stream, where 1 means act; None: none was computed."""
+    """One run of the chart. `e_value`: its strongest stream's share of the limit, 1 acts; None: none was computed."""
 
     run_key: str
     at: datetime
@@ -46,7 +47,7 @@ class RunPoint:
 
 @dataclass(frozen=True)
 class Band:
-    """Where the baseline's runs lie: their mean, and the range that holds 95 % of such runs."""
+    """Where runs lie while nothing changes: the baseline's mean, and the width of a run's own interval around it."""
 
     mean: float
     low: float
@@ -57,7 +58,7 @@ class Band:
 class EvidenceLevels:
     """Where e-values raise a flag and where they act."""
 
-    flag: float = 0.1
+    flag: float = DriftPolicy().flag_at
     act: float = 1.0
 
 
@@ -86,12 +87,12 @@ def chart_png(state: Path, manifest: EvalManifest, report: EvalReport) -> bytes 
         return None
     figure = drift_chart(history, report, baseline_band(report, history), f"{found[0]} on {found[2]}")
     target = io.BytesIO()
-    figure.savefig(target, format="png")
+    figure.savefig(target, format="png", pil_kwargs={"compress_level": 1})
     return target.getvalue()
 
 
 def baseline_band(report: EvalReport, history: Sequence[RunPoint]) -> Band | None:
-    """The headline's baseline mean, as wide as this run's own interval; None before there is a baseline."""
+    """The headline's baseline mean, as wide as a run's interval is on average; None before there is a baseline."""
     name = headline(report)
     streams = report.decision.streams if report.decision else ()
     mean = next((stream.mean_baseline for stream in streams if (stream.metric, stream.segment) == (name, "all")), None)
@@ -146,7 +147,7 @@ def _point(spool: Spool, at: datetime) -> RunPoint | None:
         mean=headline_summary["mean"],
         ci_low=headline_summary["ci_low"],
         ci_high=headline_summary["ci_high"],
-        e_value=max((stream["e_value"] for stream in streams), default=None),
+        e_value=max((stream["adjusted"] for stream in streams), default=None),
         verdict=report["verdict"],
     )
 
@@ -209,7 +210,7 @@ def _draw_evidence(axes: Axes, history: Sequence[RunPoint], levels: EvidenceLeve
         axes.text(
             0.5, 0.25, "no evidence was computed", transform=axes.transAxes, ha="center", fontsize=9, color=_MUTED
         )
-    axes.set_ylabel("evidence of change\nstrongest e-value / limit", fontsize=9, color=_INK)
+    axes.set_ylabel("evidence of change\nstrongest, as share of limit", fontsize=9, color=_INK)
     _tidy(axes)
 
 

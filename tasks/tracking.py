@@ -8,10 +8,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
-import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,16 +15,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tasks.chart import chart_png
-from tasks.environment import apply_defaults
 from tasks.plan import EvalManifest
 from tasks.spool import Spool, run_folder, run_folders
+from tasks.tracking_address import (
+    TrackingUnavailable,
+    compare_url,
+    connected,
+    is_http,
+    run_url,
+    tracking_uri,
+    ui_command,
+)
 from tasks.tracking_run import dataset_input, metrics_of, params_of, run_name, started, tags_of, write_artifacts
 from tasks.tracking_traces import CaseTraces, choose_cases, headline_pass_fail, sync_traces, trace_id
 from touchstone.errors import BadInput, TouchstoneError
-from touchstone.privacy import redact_secrets
 from touchstone.report import EvalReport
 from touchstone.results import CaseResult
 from touchstone.settings import Settings
@@ -37,17 +39,25 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+__all__ = [
+    "Published",
+    "TrackingUnavailable",
+    "compare_url",
+    "publish_all",
+    "publish_run",
+    "publish_traces",
+    "run_url",
+    "tracking_uri",
+    "ui_command",
+    "unpublished",
+]
+
 MARKER = "published.json"
 _RUN_KEY = "touchstone.run_key"
 _CONTENT = "touchstone.content"  # digest of what was published; another one is a resumed run's
 _REVISION = "touchstone.revision"
 _COMPLETE = "touchstone.complete"
 _METRICS_PER_REQUEST = 500
-_LOCAL_UI = "http://127.0.0.1:5000"
-
-
-class TrackingUnavailable(TouchstoneError):
-    """MLflow did not take the run; the spool keeps it, and `touchstone publish` sends it later."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +98,13 @@ class _Eval:
         return list(self.spool.cases().values())
 
 
-def tracking_uri(settings: Settings) -> str:
-    """The setting, else MLflow's own variable, else SQLite among the run-time state."""
-    default = f"sqlite:///{(settings.state / 'mlflow.db').absolute()}"
-    return settings.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default
-
-
 def publish_run(settings: Settings, spool: Spool, *, traces: bool = True, chart: bytes | None = None) -> Published:
     """Send a finished run; without its `traces` it stays unpublished until `publish_traces`.
 
     Idempotent by run key. Calibration runs have no traces. `chart` spares drawing it again. Raises TrackingUnavailable.
     """
     run = _Eval.read(spool)
-    with _connected(settings) as client, _one_publisher(spool):
+    with connected(settings) as client, _one_publisher(spool):
         begun = time.monotonic()
         cases = run.cases
         picture = chart or chart_png(settings.state, run.manifest, run.report)
@@ -113,7 +117,7 @@ def publish_run(settings: Settings, spool: Spool, *, traces: bool = True, chart:
 def publish_traces(settings: Settings, spool: Spool) -> Published:
     """The cases of a run that was published without them."""
     run = _Eval.read(spool)
-    with _connected(settings) as client, _one_publisher(spool):
+    with connected(settings) as client, _one_publisher(spool):
         begun = time.monotonic()
         experiment_id = _experiment(client, settings, run.manifest.dataset_name)
         stored = _stored_run(client, experiment_id, run.spool.run_key)
@@ -146,30 +150,6 @@ def publish_all(settings: Settings, *, force: bool = False) -> list[Published]:
     if broken:
         raise broken[0]
     return published
-
-
-def run_url(settings: Settings, experiment_id: str, run_id: str) -> str | None:
-    """The run's page; None when nobody has said where MLflow's pages are served."""
-    base = _ui(settings)
-    return base and f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def compare_url(settings: Settings, experiment_id: str, run_id: str, other_run_id: str) -> str | None:
-    """The page that pairs the cases of two runs."""
-    base = _ui(settings)
-    pair = f"selectedRunUuid={run_id}&compareToRunUuid={other_run_id}"
-    return base and f"{base}/#/experiments/{experiment_id}/evaluation-runs?{pair}"
-
-
-def ui_command(settings: Settings) -> str | None:
-    """What to run to open MLflow's pages on the embedded store; None when a server is there already."""
-    uri = tracking_uri(settings)
-    if _is_http(uri):
-        return None
-    server = [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", uri]
-    port = str(urlsplit(settings.mlflow_ui_url or _LOCAL_UI).port or 5000)
-    # Without its job workers the server is up in a fraction of the time; nothing here needs them.
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.join([*server, '--workers', '1', '--port', port])}"
 
 
 def _log_content(client: MlflowClient, stored: Run, run: _Eval, cases: list[CaseResult], picture: bytes | None) -> None:
@@ -251,7 +231,7 @@ def _experiment(client: MlflowClient, settings: Settings, dataset: str) -> str:
     name = f"touchstone/{dataset}"
     found = client.get_experiment_by_name(name)
     if found is None:
-        location = None if _is_http(tracking_uri(settings)) else settings.state.absolute() / "mlartifacts" / dataset
+        location = None if is_http(tracking_uri(settings)) else settings.state.absolute() / "mlartifacts" / dataset
         tags = {"mlflow.experimentKind": "genai_development", "mlflow.note.content": _experiment_note(dataset)}
         try:
             return client.create_experiment(name, str(location) if location else None, tags)
@@ -315,49 +295,9 @@ def _is_published(spool: Spool) -> bool:
         return False
 
 
-def _ui(settings: Settings) -> str | None:
-    uri = tracking_uri(settings)
-    base = settings.mlflow_ui_url or (uri if _is_http(uri) else "")
-    return base.rstrip("/") or None
-
-
-def _is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
 @contextmanager
 def _one_publisher(spool: Spool) -> Iterator[None]:
     """Two publishers of one run would both find no run and create one each."""
     with (spool.folder / ".publishing").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _connected(settings: Settings) -> Iterator[MlflowClient]:
-    """A client; whatever keeps MLflow from answering is a TrackingUnavailable that names it."""
-    apply_defaults()
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is our own: `--json`
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    uri = tracking_uri(settings)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # two lines for each new database
-    try:
-        if _is_http(uri):
-            _ping(uri)
-        elif not settings.state.exists():
-            settings.state.mkdir(parents=True)
-        yield MlflowClient(uri)
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        reason = redact_secrets(f"MLflow at {uri}: {error}".splitlines()[0])
-        raise TrackingUnavailable(reason) from error
-
-
-def _ping(uri: str) -> None:
-    """Know within seconds that nobody answers: MLflow's own client retries for far longer."""
-    import requests
-
-    requests.get(f"{uri.rstrip('/')}/health", timeout=(3, 5))

@@ -177,13 +177,13 @@ def _details(case: CaseResult) -> dict[str, Any]:
 
 
 def _evidence(report: EvalReport) -> Iterator[tuple[str, float]]:
-    """R/A of the streams over all cases, where 1 means act, and the strongest of any segment."""
+    """Shares of the limit, corrected for the number of streams: 1 acts. Whole-set streams, and the strongest of all."""
     streams = report.decision.streams if report.decision else ()
     if streams:
-        yield "evidence/strongest", min(max(stream.e_value for stream in streams), _E_VALUE_CAP)
+        yield "evidence/strongest", min(max(stream.adjusted for stream in streams), _E_VALUE_CAP)
     for stream in streams:
         if stream.segment == "all":
-            yield f"evidence/{stream.metric}.{stream.direction}", min(stream.e_value, _E_VALUE_CAP)
+            yield f"evidence/{stream.metric}.{stream.direction}", min(stream.adjusted, _E_VALUE_CAP)
 
 
 def _spending(report: EvalReport) -> Iterable[tuple[str, float]]:
