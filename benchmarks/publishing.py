@@ -215,8 +215,11 @@ def _with_live_spans(settings: Settings, cases: list[CaseResult]) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri(settings))
-    mlflow.set_experiment("peer")
-    with mlflow.start_run():
+    location = (
+        None if tracking_uri(settings).startswith("http") else str(settings.state / "mlartifacts" / "peer")
+    )  # not in the checkout
+    experiment_id = mlflow.create_experiment("peer", location)
+    with mlflow.start_run(experiment_id=experiment_id):
         for case in cases:
             with mlflow.start_span("case") as root:
                 root.set_inputs({"case_id": case.case_id, "question": case.question})
