@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arena import answerable_cases, emulated_vendor, project, write_golden_set
+from benchmarks.arena import answerable_cases, emulated_vendor, project, write_golden_set
 
 CASES, LATENCY_S, CONCURRENCY = 200, 0.2, 32
 POLICY = {

@@ -13,12 +13,10 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from arena import ROOT, answerable_cases, counters, emulated_vendor, project, write_golden_set
+from benchmarks.arena import ROOT, answerable_cases, counters, emulated_vendor, project, write_golden_set
 
 CONCURRENCY = 8
 POLICY = {
@@ -35,39 +33,51 @@ def main() -> None:
     kill_and_resume(options.kills, random.Random(options.seed))
 
 
-def kill_and_resume(kills: int, chance: random.Random, cases: int = 60) -> None:
-    """Run once undisturbed, then once with kills; compare results and payments."""
+def kill_and_resume(kills: int, chance: random.Random, cases: int = 120) -> None:
+    """Run once undisturbed, then again with kills until there were enough; compare results and payments."""
     with emulated_vendor("--latency-ms", "150") as vendor, project(vendor) as root:
         dataset = write_golden_set(root, answerable_cases(cases), POLICY)
         expected = _report(_run(dataset, None, home="undisturbed"))
-        paid = counters(vendor)["completed"]
-        print(f"undisturbed: {paid} calls paid, answer_ok {expected['metrics']['answer_ok']['mean']:.4f}", flush=True)
-        done, in_flight, run_key = 0, 0, None
+        needed = counters(vendor)["completed"]
+        print(f"undisturbed: {needed} calls paid, answer_ok {expected['metrics']['answer_ok']['mean']:.4f}", flush=True)
+        done, runs = 0, 0
         while done < kills:
-            process = _run(dataset, run_key, home="killed")
-            folder = root / "killed" / "runs"
-            _wait_for(lambda: run_key is not None or any(folder.glob("*/calls.jsonl")), process)
-            time.sleep(chance.uniform(0.0, 1.2))
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-                done += 1
-            else:
-                process.communicate()
-            run_key = next(folder.iterdir()).name
-            journaled = sum(1 for line in (folder / run_key / "calls.jsonl").open() if '"call"' in line)
-            in_flight = counters(vendor)["completed"] - paid - journaled
-            print(f"kill {done}: {journaled} calls on disk, {in_flight} completed but lost in flight so far", flush=True)
-            if journaled >= paid and done < kills:  # the run is complete: start a fresh one for the remaining kills
-                _report(_run(dataset, run_key, home="killed"))
-                break
-        report = _report(_run(dataset, run_key, home="killed"))
-        total = counters(vendor)["completed"] - paid
-        same = all(report["metrics"][name] == summary for name, summary in expected["metrics"].items())
-        print(f"{done} kills: {total} calls completed for {paid} needed ({total - paid} were in flight at a kill, "
-              f"limit {CONCURRENCY} per kill); result equal: {same}")
-        if not same or total - paid > CONCURRENCY * max(done, 1):
-            raise SystemExit("FAILED: a finished call was paid twice, or the result differs")
+            runs += 1
+            before = counters(vendor)["completed"]
+            report, killed = _disturbed(root, f"killed-{runs}", dataset, kills - done, chance)
+            done += killed
+            lost = counters(vendor)["completed"] - before - needed
+            same = report["metrics"] == expected["metrics"] and report["failures"] == expected["failures"]
+            print(
+                f"run {runs}: killed {killed} times, {needed} calls needed, {lost} completed while in flight at a kill "
+                f"(limit {CONCURRENCY} per kill), result equal: {same}",
+                flush=True,
+            )
+            if not same or not 0 <= lost <= CONCURRENCY * killed:
+                raise SystemExit("FAILED: a finished call was paid twice, or the result differs")
+        print(f"{done} kills in {runs} runs: no finished call was paid twice, every result equals the undisturbed one")
+
+
+def _disturbed(root: Path, home: str, dataset: str, kills: int, chance: random.Random) -> tuple[dict, int]:
+    """One run, killed at random moments of its evaluation and resumed until it ends: (its report, kills)."""
+    killed, run_key = 0, None
+    while True:
+        started_at = _spooled(root / home)
+        process = _run(dataset, run_key, home)
+        while process.poll() is None and (_spooled(root / home) == started_at or killed == kills):
+            time.sleep(0.01)
+        if process.poll() is None:
+            time.sleep(chance.uniform(0.0, 0.6))
+        if process.poll() is not None:
+            return _report(process), killed
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        run_key = next((root / home / "runs").iterdir()).name
+
+
+def _spooled(home: Path) -> int:
+    return sum(path.stat().st_size for path in home.glob("runs/*/calls.jsonl"))
 
 
 def _run(dataset: str, run_key: str | None, home: str) -> subprocess.Popen[str]:
@@ -81,11 +91,6 @@ def _run(dataset: str, run_key: str | None, home: str) -> subprocess.Popen[str]:
 def _report(process: subprocess.Popen[str]) -> dict:
     output, _ = process.communicate(timeout=600)
     return json.loads(output)
-
-
-def _wait_for(condition, process: subprocess.Popen[str]) -> None:
-    while not condition() and process.poll() is None:
-        time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def _print_days(reports: list[EvalReport]) -> None:
             str(day),
             f"[{STYLES[report.verdict]}]{report.verdict}[/]",
             f"{report.metrics[metric].mean:.3f}",
-            f"{stream.e_value:.2g}" if stream else "",
+            f"{stream.adjusted:.2g}" if stream else "",
             ""
             if report.change_point is None
             else ("this run" if report.change_point == report.run_key else "a run before"),

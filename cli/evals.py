@@ -37,7 +37,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a golden set on a bundle and say: stable, drifted or unmeasurable."""
-    from cli.output import case_progress, exit_code, exit_with, print_json, print_report
+    from cli.output import case_progress, exit_code, exit_with, log, print_json, print_report
     from cli.reports import annotate_github, write_junit
     from tasks.loading import load_settings
     from tasks.plan import EvalRequest
@@ -56,17 +56,19 @@ def run(
         concurrency=concurrency,
         max_cost_usd=max_cost,
     )
-    if prefect if prefect is not None else bool(os.environ.get("PREFECT_API_URL")):
+    in_prefect = prefect if prefect is not None else bool(os.environ.get("PREFECT_API_URL"))
+    if in_prefect:
         from flows.golden_eval import run_as_flow
 
         spool = existing_spool(settings.state, asyncio.run(run_as_flow(request, resume, retry_failures)))
         report = _report(spool)
     else:
-        from flows.golden_eval import conduct, plan_run
+        from flows.golden_eval import conduct, plan_run, publish
 
         plan = plan_run(settings, request, resume, retry_failures)
         with case_progress(len(plan.units), plan.manifest.bundle_name) as on_case:
             report = asyncio.run(conduct(plan, on_case=on_case))
+        report = publish(settings, report, log)
         spool = existing_spool(settings.state, plan.run_key)
     policy_used = _policy(spool)
     if junit is not None:
@@ -76,6 +78,10 @@ def run(
         print_json(report.model_dump(mode="json"))
     else:
         print_report(report)
+    if not in_prefect:
+        from flows.golden_eval import publish_cases
+
+        publish_cases(settings, report, log)  # the verdict is out: this may take its seconds
     exit_with(exit_code(report, policy_used))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import typer
@@ -30,6 +31,7 @@ app.command("demo")(demo.demo)
 def main() -> None:
     """Entry point: errors raised on purpose become one line and their exit code."""
     apply_defaults()
+    _log_to_stderr()
     try:
         app()
     except TouchstoneError as error:
@@ -40,6 +42,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; `--resume` finishes a run without paying for it twice", file=sys.stderr)
         sys.exit(130)
+
+
+def _log_to_stderr() -> None:
+    """Plain lines; Prefect's configuration of the root logger does not touch them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log = logging.getLogger("touchstone")
+    log.handlers[:] = [handler]
+    log.propagate = False
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ STYLES = {"stable": "green", "flagged": "yellow", "drifted": "red", "unmeasurabl
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+log = logging.getLogger("touchstone")  # plain lines on stderr, see cli.main
 
 
 def print_json(data: Any) -> None:
@@ -107,7 +109,7 @@ def _metric_table(report: EvalReport) -> Table:
             f"{summary.mean:.3f}",
             f"{summary.ci_low:.3f} – {summary.ci_high:.3f}",
             str(summary.n),
-            f"{stream.e_value:.2g}" if stream else "–",
+            f"{stream.adjusted:.2g}" if stream else "–",
             f"{stream.level} ({stream.direction})" if stream and stream.level != "stable" else "",
         )
     return table

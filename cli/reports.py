@@ -7,9 +7,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from touchstone.drift import MetricSpec
-
 from cli.output import err
+from touchstone.drift import MetricSpec
 from touchstone.report import EvalReport
 from touchstone.results import CaseResult
 

@@ -13,10 +13,9 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 from pydantic import Field
-from tasks.chart import chart_png, chart_points
-from touchstone.drift import Baseline, freeze_baseline
 
 from tasks.announce import create_artifacts, emit_events, headline
+from tasks.chart import chart_png
 from tasks.drift_history import decide_and_record, record_baseline, subject_of
 from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit, open_session, shards
@@ -24,8 +23,9 @@ from tasks.ledger import Ledger
 from tasks.loading import load_golden_set, load_settings
 from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, resume_eval
 from tasks.spool import Spool, existing_spool, run_folder
-from tasks.tracking import TrackingUnavailable, publish_run
-from touchstone.errors import BadInput, Unmeasurable
+from tasks.tracking import publish_run, publish_traces
+from touchstone.drift import Baseline, freeze_baseline
+from touchstone.errors import BadInput, TouchstoneError, Unmeasurable
 from touchstone.report import EvalReport, run_scores, summarise, with_decision
 from touchstone.results import CaseResult
 from touchstone.settings import Settings
@@ -63,31 +63,50 @@ async def golden_eval(
         max_cost_usd=max_cost_usd,
     )
     plan = await asyncio.to_thread(plan_run, settings, request, resume, retry_failures)
-    report = await conduct(plan, run_shard=_shard_as_task, log=get_run_logger())
+    report = await conduct(plan, run_shard=shard_as_task)
+
+    log = get_run_logger()
+    log.info("%s: %s", headline(report), report.reason)
+    chart = await asyncio.to_thread(chart_png, settings.state, plan.manifest, report)
+    report = await asyncio.to_thread(publish, settings, report, log, chart)
     emit_events(report, plan.manifest.bundle_name, plan.manifest.dataset_name)
-    await create_artifacts(report, plan.manifest.bundle_name, plan.manifest.dataset_name, _chart(plan))
+    await create_artifacts(report, plan.manifest.bundle_name, plan.manifest.dataset_name, chart)
+    await asyncio.to_thread(publish_cases, settings, report, log)
     return _state(report)
 
 
 async def conduct(
-    plan: EvalPlan,
-    *,
-    run_shard: RunShard | None = None,
-    on_case: Progress = lambda result: None,
-    log: Log | None = None,
+    plan: EvalPlan, *, run_shard: RunShard | None = None, on_case: Progress = lambda result: None
 ) -> EvalReport:
-    """Evaluate, decide, record, publish: with Prefect's tasks or, where no Prefect server is at hand, without."""
-    log = log or logging.getLogger(__name__)
+    """Evaluate, decide, record; without Prefect, unless `run_shard` makes tasks of the shards."""
     started = time.monotonic()
     async with open_session(plan, on_case) as session:
         parts = shards(plan.units)
         runs = [(run_shard or _shard)(session, number, part) for number, part in enumerate(parts, start=1)]
         results = [result for part in await asyncio.gather(*runs) for result in part]
-        wall_s = time.monotonic() - started
-        report = await asyncio.to_thread(_decide, plan, results, wall_s)
+        report = await asyncio.to_thread(_decide, plan, results, time.monotonic() - started)
         session.spool.write_json("report.json", report.model_dump_json(indent=1))
-    log.info("%s: %s", headline(report), report.reason)
-    return await asyncio.to_thread(_publish, plan, report, log)
+    return report
+
+
+def publish(settings: Settings, report: EvalReport, log: Log, chart: bytes | None = None) -> EvalReport:
+    """Send a run without its cases to MLflow, which is never on the critical path: the report is spooled before."""
+    try:
+        published = publish_run(settings, _spool(settings, report), traces=False, chart=chart)
+    except TouchstoneError as error:
+        log.warning("not published to MLflow: %s; `touchstone publish` sends it later", error)
+        return report
+    return report.model_copy(update={"mlflow_run_id": published.run_id, "mlflow_url": published.url})
+
+
+def publish_cases(settings: Settings, report: EvalReport, log: Log) -> None:
+    """Send the cases of a published run as traces, for MLflow's comparison page; by now the verdict is out."""
+    if report.mlflow_run_id is None:
+        return
+    try:
+        publish_traces(settings, _spool(settings, report))
+    except TouchstoneError as error:
+        log.warning("its cases are not in MLflow yet: %s; `touchstone publish` sends them later", error)
 
 
 def plan_run(
@@ -110,7 +129,8 @@ async def calibrate_runs(
     keys = []
     for _ in range(runs):
         plan = await asyncio.to_thread(partial(plan_eval, settings, request, purpose="calibration"))
-        await conduct(plan, on_case=on_case)
+        report = await conduct(plan, on_case=on_case)
+        await asyncio.to_thread(publish, settings, report, logging.getLogger("touchstone"))
         keys.append(plan.run_key)
     return await asyncio.to_thread(calibrate_from, settings, keys)
 
@@ -156,7 +176,7 @@ async def _shard(session: EvalSession, number: int, units: Sequence[Unit]) -> li
     return await session.run_shard(units)
 
 
-async def _shard_as_task(session: EvalSession, number: int, units: Sequence[Unit]) -> list[CaseResult]:
+async def shard_as_task(session: EvalSession, number: int, units: Sequence[Unit]) -> list[CaseResult]:
     """One Prefect task per shard, all on the flow's event loop, so that they share one limit of calls."""
     return await evaluate_shard(number, len(units), lambda: session.run_shard(units))
 
@@ -180,25 +200,8 @@ def _decide(plan: EvalPlan, results: Sequence[CaseResult], wall_s: float) -> Eva
         ledger.close()
 
 
-def _publish(plan: EvalPlan, report: EvalReport, log: Log) -> EvalReport:
-    """MLflow is never on the critical path: the report is decided and spooled before."""
-    spool = Spool(run_folder(plan.settings.state, plan.run_key))
-    try:
-        published = publish_run(plan.settings, spool, traces=plan.manifest.purpose != "calibration")
-    except TrackingUnavailable as error:
-        log.warning("not published to MLflow: %s; `touchstone publish` sends it later", error)
-        return report
-    finally:
-        spool.close()
-    return report.model_copy(update={"mlflow_run_id": published.run_id, "mlflow_url": published.url})
-
-
-def _chart(plan: EvalPlan) -> bytes | None:
-    manifest = plan.manifest
-    points = chart_points(
-        plan.settings.state, manifest.bundle_name, manifest.bundle_fingerprint, manifest.dataset_name, plan.run_key
-    )
-    return chart_png(points) if points else None
+def _spool(settings: Settings, report: EvalReport) -> Spool:
+    return Spool(run_folder(settings.state, report.run_key))
 
 
 def _state(report: EvalReport) -> State:

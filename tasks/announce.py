@@ -96,13 +96,13 @@ def strongest_stream(report: EvalReport, metric: str) -> Any | None:
         for stream in (report.decision.streams if report.decision else ())
         if stream.metric == metric and stream.segment == "all"
     ]
-    return max(streams, key=lambda stream: stream.e_value, default=None)
+    return max(streams, key=lambda stream: stream.adjusted, default=None)
 
 
 def _row(name: str, summary: MetricSummary, report: EvalReport) -> str:
     stream = strongest_stream(report, name)
     was = f"{stream.mean_baseline:.3f}" if stream else "–"
-    evidence = f"{stream.e_value:.3g} ({stream.direction})" if stream else "–"
+    evidence = f"{stream.adjusted:.3g} ({stream.direction})" if stream else "–"
     level = stream.level if stream else "–"
     interval = f"{summary.ci_low:.3f} to {summary.ci_high:.3f}"
     return f"| {name} | {was} | {summary.mean:.3f} | {interval} | {summary.n} | {evidence} | {level} |"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.ledger import Ledger
+from tasks.plan import EvalManifest
 from touchstone.drift import (
     Baseline,
     DriftDecision,
@@ -15,9 +17,6 @@ from touchstone.drift import (
     decide_drift,
     freeze_baseline,
 )
-
-from tasks.ledger import Ledger
-from tasks.plan import EvalManifest
 from touchstone.errors import LedgerConflict
 from touchstone.ledger import EventKind, LedgerEvent, drift_subject
 from touchstone.policy import Policy
@@ -96,6 +95,10 @@ def _first_decision(
     ledger: Ledger, subject: str, run: RunScores, specs: Sequence[MetricSpec], policy: Policy
 ) -> DriftDecision:
     """Compared with itself a run is stable or unmeasurable; only a measurable one may be a baseline."""
+    if not run.metrics:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in run.failures.items()) or "no metric applies to them"
+        reason = f"none of {run.n_cases} cases could be scored: {kinds}"
+        return DriftDecision(verdict=Verdict.UNMEASURABLE, direction=None, reason=reason, provisional=True)
     baseline = freeze_baseline([run], specs, provisional=True)
     decision, _ = decide(run, baseline, None, policy)
     if decision.verdict is Verdict.UNMEASURABLE:

@@ -14,6 +14,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes on a server that is gone
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would break `--json`
     "MLFLOW_GENAI_EVAL_SKIP_TRACE_VALIDATION": "True",
     "GX_ANALYTICS_ENABLED": "false",
     "RAGAS_DO_NOT_TRACK": "true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +65,7 @@ class EvalManifest(BaseModel):
     dataset_name: str
     dataset_digest: str
     n_cases: int
+    git_commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
         dataset_name=golden.name,
         dataset_digest=golden.digest,
         n_cases=len(cases),
+        git_commit=_git_commit(root),
     )
     return EvalPlan(settings, manifest, golden, cases, bundle, prompt, retrieval, index, judge_prompt)
 
@@ -187,6 +190,16 @@ def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | Non
 
 def _document_ids(source: Path) -> set[str]:
     return {document.id for document in read_documents(source)}
+
+
+def _git_commit(root: Path) -> str:
+    """The commit of the project's checkout; empty outside one."""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _check_vendors(plan: EvalPlan) -> None:

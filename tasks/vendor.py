@@ -175,9 +175,15 @@ def price_of(endpoint: Endpoint) -> Price | None:
     except Exception:  # LiteLLM raises a plain Exception for a model that it does not know
         return None
     into, out = info.get("input_cost_per_token"), info.get("output_cost_per_token")
-    if not into and not out:
+    if info.get("key") not in _listed_models() or not (into or out):
         return None
     return Price(input_per_million=(into or 0) * 1e6, output_per_million=(out or 0) * 1e6)
+
+
+@cache
+def _listed_models() -> frozenset[str]:
+    """LiteLLM's own price list, as it was before we registered anything."""
+    return frozenset(litellm_module().model_cost)
 
 
 def _register(model: str, price: Price) -> None:
@@ -189,7 +195,8 @@ def _register(model: str, price: Price) -> None:
         "litellm_provider": provider,
         "mode": "chat",
     }
-    litellm_module().register_model({model: entry})
+    if model not in _listed_models():
+        litellm_module().register_model({model: entry})
 
 
 def _request(

@@ -114,9 +114,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, vendor: VendorControl, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
-) -> Project:
+def project(tmp_path: Path, vendor: VendorControl, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The current directory is a project whose vendor is emulated, whose MLflow is its own SQLite file."""
     root = tmp_path / "project"
     root.mkdir()

@@ -31,7 +31,8 @@ FITS = ((0.5, 50), (0.0, 5), (0.0, 200))
 DENSE_SHIFTS = ((0.03, 30.0), (0.08, 30.0), (0.2, 30.0))
 """(relative loss r, concentration c): every item loses a little, c says how evenly."""
 SPARSE_SHIFT = (0.5, 2.0, 0.08)
-"""(r, c, share): a few items change beyond recognition."""
+"""(r, c, share): a few items change beyond recognition, but never for the better: c = 2 alone would let an item that
+always failed and now always passes speak for "worse"."""
 
 
 def fit_priors(passes: Ints, fails: Ints) -> Floats:
@@ -65,6 +66,7 @@ class ItemModel:
 
     group: Ints  # [n] -> group of equal calibration counts
     log_posterior: Floats  # [fits, groups, grid]
+    log_changed: Floats  # [groups, grid] where the sparse shift puts an item
     expected: Floats  # [groups] posterior mean pass probability, averaged over the fits
     variance: Floats  # [groups] posterior mean of x (1 - x): the variance of one call of such an item
 
@@ -75,7 +77,9 @@ class ItemModel:
         log_posterior = np.log(priors)[:, None, :] + pairs[:, :1] * _LOG_PASS + pairs[:, 1:] * _LOG_FAIL
         log_posterior -= log_sum_exp(log_posterior)[..., None]
         posterior = np.exp(log_posterior).mean(axis=0)
-        return cls(group.reshape(-1), log_posterior, posterior @ GRID, posterior @ (GRID * (1 - GRID)))
+        expected = posterior @ GRID
+        variance = posterior @ (GRID * (1 - GRID))
+        return cls(group.reshape(-1), log_posterior, _changed_items(expected), expected, variance)
 
     def log_e(self, passes: Floats, fails: Floats) -> Floats:
         """log E_j of every start j: evidence that the items pass less often than calibrated; shape [starts].
@@ -101,10 +105,19 @@ class ItemModel:
         null = [log_sum_exp(fit[group] + path) for fit in self.log_posterior]
         expected = self.expected[group]
         dense = [_log_beta_binomial(passes, fails, expected * (1 - r), c) for r, c in DENSE_SHIFTS]
-        r, c, share = SPARSE_SHIFT
-        changed = np.log(share) + _log_beta_binomial(passes, fails, expected * (1 - r), c)
+        share = SPARSE_SHIFT[-1]
+        changed = np.log(share) + log_sum_exp(self.log_changed[group] + path)
         sparse = [np.logaddexp(np.log1p(-share) + fit, changed) for fit in null]
         return np.stack(dense + null + sparse)
+
+
+def _changed_items(expected: Floats) -> Floats:
+    """log weights of Beta(c mu, c (1 - mu)), mu = (1 - r) b, on the grid up to b itself; shape [groups, grid]."""
+    r, c, _ = SPARSE_SHIFT
+    mean = expected[:, None] * (1 - r)
+    density = c * mean * _LOG_PASS + c * (1 - mean) * _LOG_FAIL  # per logit, as the grid is even in logits
+    weights = np.where(expected[:, None] >= GRID, density, -np.inf)
+    return weights - log_sum_exp(weights)[:, None]
 
 
 def combine(totals: Floats) -> Floats:

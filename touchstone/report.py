@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
 from touchstone.drift import DriftDecision, MetricScores, MetricSpec, RunScores
+from touchstone.drift_records import WHOLE
 from touchstone.results import Call, CaseResult
 
 
@@ -79,7 +80,7 @@ def summarise(run_key: str, results: Sequence[CaseResult], specs: Sequence[Metri
     kinds, examples = _failures(by_case)
     calls = [call for result in results for call in result.calls]
     cost = total_cost(calls)
-    segments = sorted({result.segment for result in results})
+    segments = sorted({result.segment for result in results} - {WHOLE})
     generation = [call for call in calls if call.role == "generation"]
     judged = [call for call in calls if call.role == "judge"]
     metrics = {spec.name: found for spec in specs if (found := _summary(results, spec))}
@@ -222,25 +223,25 @@ def as_json(report: EvalReport) -> dict[str, Any]:
     return report.model_dump(mode="json")
 
 
-def run_scores(
-    run_key: str, at: str, results: Sequence[CaseResult], specs: Sequence[MetricSpec]
-) -> RunScores:
+def run_scores(run_key: str, at: str, results: Sequence[CaseResult], specs: Sequence[MetricSpec]) -> RunScores:
     """What the drift decision needs of a run: scores per metric and case, and the denominators."""
     by_case: dict[str, list[CaseResult]] = defaultdict(list)
     for result in results:
         by_case[result.case_id].append(result)
     kinds, _ = _failures(by_case)
     generation = [call for result in results for call in result.calls if call.role == "generation"]
-    scores = {spec.name: case_scores(results, spec.name) for spec in specs}
+    scores = {spec: case_scores(results, spec.name) for spec in specs}
     return RunScores(
         run_key=run_key,
         at=at,
         metrics={
-            name: MetricScores(case_ids=tuple(found), scores=tuple(found.values()))
-            for name, found in scores.items()
+            spec.name: MetricScores(
+                case_ids=tuple(found), scores=tuple(found.values()), scorer_fingerprint=spec.scorer_fingerprint
+            )
+            for spec, found in scores.items()
             if found
         },
-        segments={result.case_id: result.segment for result in results},
+        segments={result.case_id: result.segment for result in results if result.segment != WHOLE},
         n_cases=len(by_case),
         n_failed=sum(kinds.values()),
         failures=dict(kinds),

@@ -47,7 +47,7 @@ def swap(vendor: VendorControl) -> None:
 def run(project, vendor, touchstone):
     """Runs the eval of a small golden set and returns (exit code, report)."""
     project.prompt_bundle("hours", vendor, prompt={"user": PROMPT})
-    dataset = project.golden_set("hours", OPENS)
+    dataset = project.golden_set("hours", OPENS, maximum_failure_share=0.2)
 
     def run_eval(*arguments: str, bundle: str = "hours", dataset: str = dataset):
         return touchstone("eval", "run", "--bundle", bundle, "--dataset", dataset, "--json", *arguments)
@@ -97,7 +97,7 @@ def test_a_few_failures_are_left_out_of_the_mean_and_shown(run, vendor) -> None:
     vendor.fault("content_filter", share=0.06)
     code, report = run()
     failed = report["failures"]["refused"]
-    assert 0 < failed <= 3
+    assert 0 < failed <= 6
     assert (code, report["n_failed"], report["metrics"]["ok"]["n"]) == (0, failed, 30 - failed)
     assert report["metrics"]["ok"]["mean"] == 1.0
 

@@ -59,7 +59,10 @@ def test_a_broken_golden_set_names_line_and_field(tmp_path: Path, lines: list[st
 @pytest.mark.parametrize(
     ("policy", "complaint"),
     [
-        ("scorers:\n  - {name: a, kind: expect}\n  - {name: b, kind: bleu}\n", r"policy\.yaml:3: .*unknown .*kind.* 'bleu'"),
+        (
+            "scorers:\n  - {name: a, kind: expect}\n  - {name: b, kind: bleu}\n",
+            r"yaml:3: .*unknown .*kind.* 'bleu'",
+        ),
         ("scorers:\n  - {name: a, kind: expect}\n  - {name: a, kind: length}\n", r"two scorers yield the metric 'a'"),
         ("scorers: []\n", r"list at least one scorer"),
         (POLICY + "gate: {nope: {margin: 0.1}}\n", r"gate\.nope: no scorer yields this metric"),
@@ -121,7 +124,9 @@ def test_an_unknown_placeholder_names_the_file_and_the_known_ones(tmp_path: Path
     folder = tmp_path / "prompts" / "p"
     folder.mkdir(parents=True)
     (folder / "1.0.0.yaml").write_text('version: 1.0.0\ntemplate: "{contxt} {question}"\n')
-    with pytest.raises(BadInput, match=r"1\.0\.0\.yaml: unknown placeholder \{contxt\}; known here: \{context\}, \{question\}"):
+    with pytest.raises(
+        BadInput, match=r"1\.0\.0\.yaml: unknown placeholder \{contxt\}; known here: \{context\}, \{question\}"
+    ):
         load_prompt(tmp_path, "p@1.0.0", {"question", "context"})
     with pytest.raises(BadInput, match=r"prompt p@9\.9\.9 not found .* known: p@1\.0\.0"):
         load_prompt(tmp_path, "p@9.9.9", {"question"})

@@ -50,7 +50,8 @@ async def test_each_vendor_answers_and_its_call_is_recorded(vendor, provider: st
     found = endpoint(vendor, provider)
     text, call = await adapter.complete(found, QUESTION, PARAMETERS, role="generation", prompt_version="1.0.0")
     assert "30 days" in check_call(text, call, found, PARAMETERS)
-    assert call.served_model and found.model.endswith(call.served_model)
+    assert call.served_model
+    assert found.model.endswith(call.served_model)
     assert call.input_tokens > 0
     assert call.output_tokens > 0
     assert call.cost_usd == pytest.approx((call.input_tokens + 2 * call.output_tokens) / 1e6)
@@ -76,7 +77,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "failure", "reason"), FAULTS, ids=[f"{f[0]['kind']}-{i}" for i, f in enumerate(FAULTS)])
+@pytest.mark.parametrize(
+    ("fault", "failure", "reason"), FAULTS, ids=[f"{f[0]['kind']}-{i}" for i, f in enumerate(FAULTS)]
+)
 async def test_a_fault_ends_as_its_typed_failure(vendor, fault: dict, failure: type[CaseFailure], reason: str) -> None:
     vendor.put("faults", [fault])
     with pytest.raises(failure, match=reason):
