@@ -27,7 +27,8 @@ class DriftHistory:
     """What the ledger knows of one bundle on one golden set."""
 
     baseline: Baseline | None
-    decided: tuple[LedgerEvent, ...]  # on this baseline: the last two, newest first
+    decided: tuple[LedgerEvent, ...]  # on this baseline, newest first
+    baseline_sequence: int  # 0: none
     last_sequence: int  # of the subject's latest decision on any baseline; 0: none
 
 
@@ -36,20 +37,21 @@ def subject_of(manifest: EvalManifest) -> str:
 
 
 def read_history(ledger: Ledger, subject: str) -> DriftHistory:
-    """The current baseline and the last decisions on it."""
-    decided = ledger.events(EventKind.EVAL_DECIDED, subject, newest=2)
+    """The current baseline and the decisions on it."""
+    decided = ledger.events(EventKind.EVAL_DECIDED, subject)[::-1]
     last = decided[0].sequence if decided else 0
     frozen = ledger.latest(EventKind.BASELINE_FROZEN, subject)
     if frozen is None:
-        return DriftHistory(None, (), last)
+        return DriftHistory(None, (), 0, last)
     since = tuple(event for event in decided if event.sequence > frozen.sequence)
-    return DriftHistory(Baseline.model_validate_json(ledger.content(frozen)), since, last)
+    return DriftHistory(Baseline.model_validate_json(ledger.content(frozen)), since, frozen.sequence, last)
 
 
-def record_baseline(ledger: Ledger, subject: str, baseline: Baseline) -> LedgerEvent:
-    """Freeze a baseline; decisions on the one before end with it."""
+def record_baseline(ledger: Ledger, subject: str, baseline: Baseline, *, after: int | None = None) -> LedgerEvent:
+    """Freeze a baseline; decisions on the one before (`after`, as in `Ledger.append`) end with it."""
     payload = {"id": baseline.id, "provisional": baseline.provisional, "run_keys": list(baseline.run_keys)}
-    return ledger.append(EventKind.BASELINE_FROZEN, subject, payload, content=baseline.model_dump_json().encode())
+    content = baseline.model_dump_json().encode()
+    return ledger.append(EventKind.BASELINE_FROZEN, subject, payload, content=content, after=after)
 
 
 def decide_and_record(
@@ -58,20 +60,20 @@ def decide_and_record(
     """Decide on a run and append the decision to the ledger; the first run becomes the provisional baseline.
 
     A run that was decided before, and resumed since, is decided again on the state that was before it. When
-    other runs were decided meanwhile, its decision is returned, but their state stays.
+    other runs were decided meanwhile, its decision is returned, but their state stays. A run that the baseline is
+    made of is no evidence against it.
     """
     subject = subject_of(manifest)
     while True:
         history = read_history(ledger, subject)
         baseline = history.baseline
-        if baseline is None or (baseline.run_keys == (run.run_key,) and not history.decided):
-            return _first_decision(ledger, subject, run, specs, policy)
-        state, later_runs = _state_before(ledger, history, run.run_key)
-        decision, state = decide(run, baseline, state, policy)
-        if later_runs:
-            return decision
         try:
-            _append(ledger, subject, run, decision, state, history.last_sequence)
+            if baseline is None or (baseline.run_keys == (run.run_key,) and not history.decided):
+                return _first_decision(ledger, subject, run, specs, policy, history.baseline_sequence)
+            state, later_runs = _state_before(ledger, history, run.run_key)
+            decision, state = decide(run, baseline, state, policy)
+            if not later_runs and run.run_key not in baseline.run_keys:
+                _append(ledger, subject, run, decision, state, history.last_sequence)
         except LedgerConflict:
             continue  # another run of this bundle was decided meanwhile: decide on what it left
         return decision
@@ -92,7 +94,7 @@ def decide(
 
 
 def _first_decision(
-    ledger: Ledger, subject: str, run: RunScores, specs: Sequence[MetricSpec], policy: Policy
+    ledger: Ledger, subject: str, run: RunScores, specs: Sequence[MetricSpec], policy: Policy, after: int
 ) -> DriftDecision:
     """Compared with itself a run is stable or unmeasurable; only a measurable one may be a baseline."""
     if not run.metrics:
@@ -103,7 +105,7 @@ def _first_decision(
     decision, _ = decide(run, baseline, None, policy)
     if decision.verdict is Verdict.UNMEASURABLE:
         return decision
-    record_baseline(ledger, subject, baseline)
+    record_baseline(ledger, subject, baseline, after=after)
     reason = (
         "first run of this bundle on this golden set: frozen as its provisional baseline; "
         f"{policy.drift.minimum_calibration_runs} runs (`touchstone drift calibrate`) make it a full one"
@@ -114,7 +116,8 @@ def _first_decision(
 def _state_before(ledger: Ledger, history: DriftHistory, run_key: str) -> tuple[DriftState | None, bool]:
     """(the state before this run, whether later runs were decided)."""
     own = [index for index, event in enumerate(history.decided) if event.payload["run_key"] == run_key]
-    previous = history.decided[own[0] + 1 :] if own else history.decided
+    # From its first decision back: a run that was resumed several times has as many decisions.
+    previous = history.decided[own[-1] + 1 :] if own else history.decided
     state = DriftState.model_validate_json(ledger.content(previous[0])) if previous else None
     return state, bool(own and own[0] > 0)
 
