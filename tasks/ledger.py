@@ -63,12 +63,14 @@ class Ledger:
         for _ in range(100):
             try:
                 with self._engine.begin() as connection:
+                    # First the number, then the check: what is appended between the two takes this number.
+                    sequence = self._last(connection) + 1
                     self._check_latest(connection, kind, subject, after)
                     if digest is not None and content is not None:
                         _store(connection, digest, content)
                     event = LedgerEvent(
                         environment=self.environment,
-                        sequence=self._last(connection) + 1,
+                        sequence=sequence,
                         at=datetime.now(UTC).isoformat(),
                         kind=kind,
                         subject=subject,
@@ -136,8 +138,14 @@ def _store(connection: sa.Connection, digest: str, content: bytes) -> None:
 def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+        is_async = parsed.get_dialect().is_async
+        parsed.get_dialect().import_dbapi()
+    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
         raise BadInput("TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL") from None
+    except ImportError as error:
+        raise BadInput(f"TOUCHSTONE_LEDGER_URL: the driver {error.name} is not installed") from None
+    if is_async:
+        raise BadInput(f"TOUCHSTONE_LEDGER_URL: {parsed.drivername} is asynchronous; name a synchronous driver")
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True)
     if parsed.database:
