@@ -153,13 +153,12 @@ def compare(
 
     settings = load_settings()
     spools = [existing_spool(settings.state, key) for key in (a, b)]
-    reports = [_report(spool) for spool in spools]
-    specs = _policy(spools[1]).metrics
-    changes = compare_runs(*(list(spool.cases().values()) for spool in spools), specs)
+    results_a, results_b = (list(spool.cases().values()) for spool in spools)
+    changes = compare_runs(results_a, results_b, _policy(spools[1]).metrics)
     if as_json:
         print_json({"a": a, "b": b, "metrics": [asdict(change) for change in changes]})
     else:
-        print_changes(*reports, changes, cases)
+        print_changes(_report(spools[0]), _report(spools[1]), changes, cases)
 
 
 def _report(spool: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 from tasks.announce import create_artifacts, emit_events, headline
@@ -165,7 +166,9 @@ def calibrate_from(settings: Settings, run_keys: Sequence[str]) -> Baseline:
 
 async def run_as_flow(request: EvalRequest, resume: str | None, retry_failures: bool) -> str:
     """Run the eval as a Prefect flow run in this process; returns its run key."""
-    state = await golden_eval(**request.model_dump(), resume=resume, retry_failures=retry_failures, return_state=True)
+    state: State = await golden_eval(  # pyright: ignore[reportGeneralTypeIssues] - its stubs know no async flow's state
+        **request.model_dump(), resume=resume, retry_failures=retry_failures, return_state=True
+    )
     data = await state.aresult(raise_on_failure=False)
     if isinstance(data, Exception):
         raise data

@@ -100,13 +100,12 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
     spool = Spool(run_folder(plan.settings.state, plan.run_key))
     spool.write_json("manifest.json", write_manifest(plan))
     finished_calls, finished_cases = _finished(plan, spool)
-    spent = sum(done.call.cost_usd or 0.0 for done in spool.calls().values() if done.call)
     cache = ResponseCache(plan.settings.state / "response_cache.db")
     vendor = Vendor(
         concurrency=plan.concurrency,
         deadline_s=plan.settings.deadline_s,
         attempts=plan.settings.attempts,
-        budget=Budget(plan.cap_usd, spent),
+        budget=Budget(plan.cap_usd, spool.spent_usd()),
     )
     # Slow imports must not run on the event loop: calls in flight would miss their deadline.
     await asyncio.to_thread(litellm_module)

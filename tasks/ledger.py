@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+from sqlalchemy import exc as sa_exc
 
 from touchstone.errors import BadInput, LedgerConflict
 from touchstone.ledger import EventKind, LedgerEvent, content_digest
@@ -42,7 +44,7 @@ class Ledger:
         self._engine = _engine(url)
         try:
             _METADATA.create_all(self._engine)
-        except sa.exc.DBAPIError as error:
+        except sa_exc.DBAPIError as error:
             raise BadInput(f"ledger {self._engine.url.render_as_string()}: {error.orig}") from None
 
     def append(
@@ -80,7 +82,7 @@ class Ledger:
                     row = event.model_dump() | {"payload": json.dumps(payload), "kind": kind.value}
                     connection.execute(_EVENTS.insert().values(row))
                 return event
-            except sa.exc.IntegrityError:
+            except sa_exc.IntegrityError:
                 continue  # somebody took this sequence number: look again
         raise LedgerConflict(f"{subject}: no free sequence number after 100 attempts")
 
@@ -140,7 +142,7 @@ def _engine(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
         is_async = parsed.get_dialect().is_async
         parsed.get_dialect().import_dbapi()
-    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
+    except (sa_exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
         raise BadInput("TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL") from None
     except ImportError as error:
         raise BadInput(f"TOUCHSTONE_LEDGER_URL: the driver {error.name} is not installed") from None
@@ -152,13 +154,13 @@ def _engine(url: str) -> sa.Engine:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": 30})
 
-    @sa.event.listens_for(engine, "connect")
+    @sa_event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # our BEGIN below, not the driver's deferred one
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
 
-    @sa.event.listens_for(engine, "begin")
+    @sa_event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # the writer lock before the read, or two would read the same
 

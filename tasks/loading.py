@@ -199,7 +199,7 @@ def _first_problem(error: ValidationError) -> str:
     elif first["type"] == "missing":
         message = "is missing"
     elif first["type"] == "union_tag_invalid":
-        context = first["ctx"]
+        context = first.get("ctx", {})
         message = f"unknown {context['discriminator']} {context['tag']!r}; known: {context['expected_tags']}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return (f"field {field}: {message}" if field else message) + more
@@ -216,7 +216,7 @@ def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
                     line, child = key.start_mark.line + 1, value
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             child = node.value[part]
-            line = child.start_mark.line + 1
+            line = node.value[part].start_mark.line + 1
         if child is None:
             continue  # pydantic puts union tags into the location that the file does not have
         node = child

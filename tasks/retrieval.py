@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ _CANDIDATES = 50  # per list that hybrid search fuses, at least
 _REFINE = 10  # approximate candidates per answer that are ranked again by their exact distance
 _SEARCHED = 300  # neighbours an HNSW search keeps in view; with its default, one in ten best answers was missed
 _USED_SHARE = 0.6
+_VECTORS: dict[tuple[Embedder, str], Floats] = {}
+_MOST_VECTORS = 10_000
+_LOCK = threading.Lock()
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _FEWEST_WORDS = 3
 
@@ -58,7 +62,7 @@ class Retriever:
         if not queries:
             return []
         started = time.perf_counter()
-        vectors = self._embedder.embed(queries) if self._embedder else [None] * len(queries)
+        vectors = _embedded(self._embedder, queries) if self._embedder else [None] * len(queries)
         share = (time.perf_counter() - started) / len(queries)
         return [self._search(query, vector, share) for query, vector in zip(queries, vectors, strict=True)]
 
@@ -100,6 +104,19 @@ class Retriever:
         search: Any = self._table.search(match(query, "indexed_text"), query_type="fts")
         found = search.select([*_COLUMNS, "_score"]).limit(limit).to_list()
         return [(row, row["_score"]) for row in found]
+
+
+def _embedded(embedder: Embedder, queries: Sequence[str]) -> list[Floats]:
+    """Query vectors. A golden set asks the same questions run after run, so the last ones are remembered."""
+    with _LOCK:
+        missing = [query for query in dict.fromkeys(queries) if (embedder, query) not in _VECTORS]
+        if missing:
+            vectors = zip(missing, embedder.embed(missing), strict=True)
+            _VECTORS.update({(embedder, query): vector for query, vector in vectors})
+        found = [_VECTORS[embedder, query] for query in queries]
+        for key in list(_VECTORS)[: max(0, len(_VECTORS) - _MOST_VECTORS)]:
+            del _VECTORS[key]
+        return found
 
 
 def log_retrieval(

@@ -215,16 +215,15 @@ def _parse(text: str, model: type[BaseModel]) -> Any:
 
 def check_verdicts(prompt: str, parsed: BaseModel) -> None:
     """Raise JudgeBroken on what ragas would take without a word: a verdict of 5, or three statements with one."""
-    for name, field in (("statements", "verdict"), ("classifications", "attributed")):
-        for item in getattr(parsed, name, None) or ():
-            if getattr(item, field, 0) not in {0, 1}:
-                raise JudgeBroken(f"{field} is {getattr(item, field)}, not 0 or 1")
-    if getattr(parsed, "verdict", 0) not in {0, 1}:
-        raise JudgeBroken(f"verdict is {parsed.verdict}, not 0 or 1")
+    found = parsed.model_dump()
+    for item in (found, *found.get("statements", ()), *found.get("classifications", ())):
+        for field in ("verdict", "attributed"):
+            if isinstance(item, dict) and item.get(field, 0) not in {0, 1}:
+                raise JudgeBroken(f"{field} is {item[field]}, not 0 or 1")
     if type(parsed).__name__ == "NLIStatementOutput":
         asked = len(json.loads(prompt.rpartition("\ninput: ")[2].partition("\nOutput:")[0])["statements"])
-        if len(parsed.statements) != asked:
-            raise JudgeBroken(f"{len(parsed.statements)} verdicts for {asked} statements")
+        if len(found["statements"]) != asked:
+            raise JudgeBroken(f"{len(found['statements'])} verdicts for {asked} statements")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,11 @@ class Spool:
                 finished = found[finished.key].model_copy(update={"bad": True})
             found[finished.key] = finished
         return found
+
+    def spent_usd(self) -> float:
+        """What the calls cost, also those that were asked for again later."""
+        finished = (FinishedCall.model_validate_json(line) for line in self._lines("calls.jsonl"))
+        return math.fsum(done.call.cost_usd or 0.0 for done in finished if done.call)
 
     def cases(self) -> dict[tuple[str, int], CaseResult]:
         """The finished cases by (case id, trial), the last one written."""

@@ -107,7 +107,9 @@ def publish_run(settings: Settings, spool: Spool, *, traces: bool = True, chart:
     with connected(settings) as client, _one_publisher(spool):
         begun = time.monotonic()
         cases = run.cases
-        picture = chart or chart_png(settings.state, run.manifest, run.report)
+        picture = chart
+        if picture is None and run.manifest.purpose != "calibration":
+            picture = chart_png(settings.state, run.manifest, run.report)
         experiment_id = _experiment(client, settings, run.manifest.dataset_name)
         stored = _stored_run(client, experiment_id, run.spool.run_key) or _create_run(client, experiment_id, run)
         _log_content(client, stored, run, cases, picture)

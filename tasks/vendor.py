@@ -164,14 +164,19 @@ def check_key(endpoint: Endpoint) -> None:
             )
 
 
-@cache
 def price_of(endpoint: Endpoint) -> Price | None:
     """The endpoint's own price, else LiteLLM's; None is unknown, not free."""
-    if endpoint.price is not None:
-        _register(endpoint.model, endpoint.price)
-        return endpoint.price
+    if endpoint.price is None:
+        return _listed_price(endpoint.model)
+    if endpoint.model not in _listed_models():
+        _register(endpoint.model, endpoint.price.input_per_million, endpoint.price.output_per_million)
+    return endpoint.price
+
+
+@cache
+def _listed_price(model: str) -> Price | None:
     try:
-        info = litellm_module().get_model_info(endpoint.model)
+        info = litellm_module().get_model_info(model)
     except Exception:  # LiteLLM raises a plain Exception for a model that it does not know
         return None
     into, out = info.get("input_cost_per_token"), info.get("output_cost_per_token")
@@ -186,17 +191,16 @@ def _listed_models() -> frozenset[str]:
     return frozenset(litellm_module().model_cost)
 
 
-def _register(model: str, price: Price) -> None:
+@cache
+def _register(model: str, input_per_million: float, output_per_million: float) -> None:
     """Tell LiteLLM the price, or it searches its whole price list for a model that is not in it at every call."""
-    provider, _, _ = model.partition("/")
     entry = {
-        "input_cost_per_token": price.input_per_million / 1e6,
-        "output_cost_per_token": price.output_per_million / 1e6,
-        "litellm_provider": provider,
+        "input_cost_per_token": input_per_million / 1e6,
+        "output_cost_per_token": output_per_million / 1e6,
+        "litellm_provider": model.partition("/")[0],
         "mode": "chat",
     }
-    if model not in _listed_models():
-        litellm_module().register_model({model: entry})
+    litellm_module().register_model({model: entry})
 
 
 def _request(
