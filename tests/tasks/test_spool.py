@@ -106,7 +106,7 @@ def test_an_unknown_run_is_bad_input_that_names_the_last_ones(tmp_path: Path) ->
         Spool(run_folder(tmp_path, key)).write_json("manifest.json", "{}")
     assert [folder.name for folder in run_folders(tmp_path)] == ["run-1", "run-2"]
     assert existing_spool(tmp_path, "run-1").run_key == "run-1"
-    with pytest.raises(BadInput, match="'nothing' not found in .*; the last ones: run-1, run-2"):
+    with pytest.raises(BadInput, match=r"'nothing' not found in .*; the last ones: run-1, run-2"):
         existing_spool(tmp_path, "nothing")
 
 
