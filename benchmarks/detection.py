@@ -88,14 +88,10 @@ def first_alarm(detector: Any, runs: Floats) -> int:
 
 def false_alarms(law: str, count: int, seed: int, direction: Any) -> float:
     """Share of quiet years with an alarm; one fixed pass a day, the whole year through."""
-    return float(
-        np.mean(
-            [
-                first_alarm(PassFailDetector(y.calibration, direction=direction), y.runs) >= 0
-                for y in years(law, count, seed)
-            ]
-        )
-    )
+    alarms = []
+    for year in years(law, count, seed):
+        alarms.append(first_alarm(PassFailDetector(year.calibration, direction=direction), year.runs) >= 0)
+    return float(np.mean(alarms))
 
 
 def adaptive_year(
@@ -141,7 +137,7 @@ def quiet(table: Table, scale: float, seed: int) -> None:
 
 
 def graded_false_alarms(table: Table, count: int, seed: int) -> None:
-    """Evidence B on run means of graded scores, and on those same scores taken for fractions of passes."""
+    """Evidence B on run means; it takes them for normal, so heavy tails are beyond its promise."""
     for name, draw in (
         ("normal run means", lambda rng, size: rng.normal(0.8, 0.01, size)),
         ("run means of 150 skewed scores", lambda rng, size: rng.beta(4, 1, (size, ITEMS)).mean(axis=1)),
@@ -151,7 +147,8 @@ def graded_false_alarms(table: Table, count: int, seed: int) -> None:
         for index in range(count):
             rng = np.random.default_rng([seed, index])
             alarms.append(first_alarm(GradedDetector(draw(rng, CALIBRATION)), draw(rng, RUNS)) >= 0)
-        table.add(f"false alarms a year, graded, {name}", f"{np.mean(alarms):.1%}", f"<= {LIMIT:.0%}")
+        limit = "none: not claimed" if "heavy" in name else f"<= {LIMIT:.0%}"
+        table.add(f"false alarms a year, graded, {name}", f"{np.mean(alarms):.1%}", limit)
 
 
 Rule = Callable[[Year], NDArray[np.bool_]]

@@ -97,7 +97,7 @@ def decide_drift(
         decision = DriftDecision(
             verdict=Verdict.UNMEASURABLE,
             direction=None,
-            reason=obstacle + unmeasured_but_standing(state),
+            reason="; ".join(filter(None, (obstacle, signal_reason(signals), unmeasured_but_standing(state)))),
             provisional=baseline.provisional,
             metadata_signals=signals,
         )

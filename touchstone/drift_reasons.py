@@ -44,7 +44,7 @@ def unmeasured_but_standing(state: DriftState) -> str:
     """What an unmeasurable run leaves as it was."""
     levels = [stream.level for stream in state.streams.values()]
     worst = Verdict.DRIFTED if Verdict.DRIFTED in levels else Verdict.FLAGGED if Verdict.FLAGGED in levels else None
-    return f"; it stays {worst}, as before" if worst else ""
+    return f"it stays {worst}, as before" if worst else ""
 
 
 def drift_reason(worst: StreamEvidence, policy: DriftPolicy, streams: Sequence[StreamEvidence]) -> str:
