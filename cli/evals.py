@@ -174,7 +174,7 @@ def _published(spool: Any) -> dict[str, Any]:
     if not spool.has("published.json"):
         return {}
     published = spool.read_json("published.json")
-    return {"mlflow_run_id": published["run_id"], "mlflow_url": published["url"]}
+    return {f"mlflow_{name}": published[name] for name in ("run_id", "url", "compare_url")}
 
 
 def _policy(spool: Any) -> Any:

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from tasks.announce import create_artifacts, emit_events, headline
+from tasks.announce import create_artifact, emit_events, headline
 from tasks.chart import chart_png
 from tasks.drift_history import decide_and_record, record_baseline, subject_of
 from tasks.environment import apply_defaults
@@ -37,20 +37,31 @@ RunShard = Callable[[EvalSession, int, Sequence[Unit]], Awaitable[list[CaseResul
 
 @flow(name="golden-eval", flow_run_name="golden-eval {bundle} on {dataset}")
 async def golden_eval(
-    bundle: Annotated[str, Field(description="A name in bundles/, or a path")] = "support",
-    dataset: Annotated[str, Field(description="A name in datasets/, or a folder with cases.jsonl")] = "support",
-    policy: Annotated[str | None, Field(description="Another policy file than the dataset's policy.yaml")] = None,
-    repeats: Annotated[int, Field(ge=1, le=100, description="Trials per case")] = 1,
-    limit: Annotated[int | None, Field(ge=1, description="The first N cases only")] = None,
-    concurrency: Annotated[int | None, Field(ge=1, le=1024, description="Vendor calls in flight at once")] = None,
-    max_cost_usd: Annotated[float | None, Field(gt=0, description="Spend cap; empty: the policy's")] = None,
-    resume: Annotated[str | None, Field(description="Run key of a run to finish; the rest is then ignored")] = None,
-    retry_failures: Annotated[bool, Field(description="With resume: run the failed cases again")] = False,
+    bundle: str = "support",
+    dataset: str = "support",
+    policy: str | None = None,
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1,
+    limit: Annotated[int | None, Field(ge=1)] = None,
+    concurrency: Annotated[int | None, Field(ge=1, le=1024)] = None,
+    max_cost_usd: Annotated[float | None, Field(gt=0)] = None,
+    resume: str | None = None,
+    retry_failures: bool = False,
 ) -> State:
-    """Run a golden set on a pinned bundle, score it, and decide: stable, drifted or unmeasurable.
+    """Run a golden set on a pinned bundle, score it, and decide: stable, flagged, drifted or unmeasurable.
 
     The flow run fails when the product got worse or nothing could be measured, so that failure automations hear
     of both; the state's name says which.
+
+    Args:
+        bundle: A name in bundles/, or a path.
+        dataset: A name in datasets/, or a folder with cases.jsonl.
+        policy: Another policy file than the dataset's policy.yaml.
+        repeats: Trials per case.
+        limit: The first N cases only.
+        concurrency: Vendor calls in flight at once.
+        max_cost_usd: Spend cap; empty means the policy's.
+        resume: Run key of a run to finish; of the other fields only the spend cap counts then.
+        retry_failures: With resume, run the failed cases again.
     """
     apply_defaults()
     settings = load_settings()
@@ -71,7 +82,7 @@ async def golden_eval(
     chart = await asyncio.to_thread(chart_png, settings.state, plan.manifest, report)
     report = await asyncio.to_thread(publish, settings, report, log, chart)
     emit_events(report, plan.manifest.bundle_name, plan.manifest.dataset_name)
-    await create_artifacts(report, plan.manifest.bundle_name, plan.manifest.dataset_name, chart)
+    await create_artifact(report, plan.manifest.bundle_name, plan.manifest.dataset_name, chart)
     await asyncio.to_thread(publish_cases, settings, report, log)
     return _state(report)
 
@@ -97,7 +108,8 @@ def publish(settings: Settings, report: EvalReport, log: Log, chart: bytes | Non
     except TouchstoneError as error:
         log.warning("not published to MLflow: %s; `touchstone publish` sends it later", error)
         return report
-    return report.model_copy(update={"mlflow_run_id": published.run_id, "mlflow_url": published.url})
+    found = {"run_id": published.run_id, "url": published.url, "compare_url": published.compare_url}
+    return report.model_copy(update={f"mlflow_{name}": value for name, value in found.items()})
 
 
 def publish_cases(settings: Settings, report: EvalReport, log: Log) -> None:

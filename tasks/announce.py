@@ -45,23 +45,23 @@ def event_payload(report: EvalReport, bundle: str, dataset: str) -> dict[str, An
         "n_failed": report.n_failed,
         "cost_usd": report.cost_usd,
         "mlflow_url": report.mlflow_url,
+        "mlflow_compare_url": report.mlflow_compare_url,
     }
 
 
-async def create_artifacts(report: EvalReport, bundle: str, dataset: str, chart: bytes | None) -> None:
-    """The verdict table and the chart on the flow run's page, under one key per bundle and golden set."""
+async def create_artifact(report: EvalReport, bundle: str, dataset: str, chart: bytes | None) -> None:
+    """The verdict, its table and its chart on the flow run's page, under one key per bundle and golden set."""
     apply_defaults()
-    from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+    from prefect.artifacts import acreate_markdown_artifact
 
-    key = _artifact_key(f"eval-{bundle}-{dataset}")
-    await acreate_markdown_artifact(  # pyright: ignore[reportGeneralTypeIssues]
-        markdown=markdown(report), key=key, description=f"{report.verdict}: {report.reason}"
-    )
+    text = markdown(report)
     if chart is not None:
-        url = f"data:image/png;base64,{base64.b64encode(chart).decode()}"
-        await acreate_image_artifact(  # pyright: ignore[reportGeneralTypeIssues]
-            image_url=url, key=f"{key}-chart", description=f"{bundle} on {dataset}: score and evidence, run by run"
-        )
+        text += f"\n\n![score and evidence, run by run](data:image/png;base64,{base64.b64encode(chart).decode()})"
+    await acreate_markdown_artifact(
+        markdown=text,
+        key=_artifact_key(f"eval-{bundle}-{dataset}"),
+        description=f"{report.verdict}: {report.reason}",
+    )
 
 
 def markdown(report: EvalReport) -> str:
@@ -77,7 +77,8 @@ def markdown(report: EvalReport) -> str:
     lines += [_row(name, summary, report) for name, summary in report.metrics.items()]
     lines += ["", f"{report.n_scored} of {report.n_cases} cases scored. {_failures(report)}{_spent(report)}"]
     if report.mlflow_url:
-        lines += ["", f"[Open the run in MLflow]({report.mlflow_url})"]
+        compare = f" · [Compare with the run before]({report.mlflow_compare_url})" if report.mlflow_compare_url else ""
+        lines += ["", f"[Open the run in MLflow]({report.mlflow_url}){compare}"]
     lines += ["", f"Run key `{report.run_key}`: `touchstone eval show {report.run_key}`"]
     return "\n".join(lines)
 

@@ -70,6 +70,7 @@ class EvalReport(_Record):
     decision: DriftDecision | None = None
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
+    mlflow_compare_url: str | None = None
 
 
 def summarise(run_key: str, results: Sequence[CaseResult], specs: Sequence[MetricSpec], wall_s: float) -> EvalReport:
