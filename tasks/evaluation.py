@@ -98,7 +98,6 @@ async def evaluate_case(session: EvalSession, case: GoldenCase, trial: int, call
 async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) -> AsyncIterator[EvalSession]:
     """Open a run's spool and what its calls share; everything is closed again."""
     spool = Spool(run_folder(plan.settings.state, plan.run_key))
-    spool.write_json("manifest.json", write_manifest(plan))
     finished_calls, finished_cases = _finished(plan, spool)
     cache = ResponseCache(plan.settings.state / "response_cache.db")
     vendor = Vendor(
@@ -111,6 +110,7 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
     await asyncio.to_thread(litellm_module)
     target = await asyncio.to_thread(_target, plan)
     judge = await asyncio.to_thread(_judge, plan)
+    spool.write_json("manifest.json", write_manifest(plan))  # after all that can be bad input
     try:
         yield EvalSession(plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case)
     finally:
@@ -134,8 +134,10 @@ def _target(plan: EvalPlan) -> Target:
     bundle = plan.bundle
     if bundle.target is not None:
         if bundle.target.http:
-            return AppTargetRunner(bundle.target, HttpApp(bundle.target.http, plan.concurrency))
-        return AppTargetRunner(bundle.target, python_app(bundle.target.python or "", plan.concurrency))
+            app = HttpApp(bundle.target.http)
+        else:
+            app = python_app(bundle.target.python or "", plan.settings.root)
+        return AppTargetRunner(bundle.target, app, plan.concurrency)
     assert plan.prompt is not None  # a bundle with a model has a prompt
     retriever = None
     if plan.retrieval is not None and plan.index is not None:

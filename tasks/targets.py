@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
@@ -86,17 +88,18 @@ class AppReply(BaseModel):
     contexts: list[AppContext | str] | None = None
     model: str | None = None
     fingerprint: str | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float | None = None
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class AppTargetRunner:
     """The user's own app; its answers are journaled like a vendor's."""
 
-    def __init__(self, app: AppTarget, ask: Callable[[GoldenCase], Awaitable[Any]]) -> None:
+    def __init__(self, app: AppTarget, ask: Callable[[GoldenCase], Awaitable[Any]], concurrency: int) -> None:
         self._app = app
         self._ask = ask
+        self._limit = asyncio.Semaphore(concurrency)
 
     async def prepare(self, cases: Sequence[GoldenCase]) -> None:
         """An app prepares itself."""
@@ -105,13 +108,14 @@ class AppTargetRunner:
         name = self._app.http or self._app.python or ""
 
         async def make() -> tuple[str, Call]:
-            started = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._app.timeout_s):
-                    reply = _read_reply(await self._ask(case), name)
-            except TimeoutError:
-                raise VendorTimeout(f"{name} did not answer within {self._app.timeout_s:g} s") from None
-            latency_ms = (time.perf_counter() - started) * 1000
+            async with self._limit:  # outside the clock: waiting for a free place is not the app's time
+                started = time.perf_counter()
+                try:
+                    async with asyncio.timeout(self._app.timeout_s):
+                        reply = _read_reply(await self._ask(case), name)
+                except TimeoutError:
+                    raise VendorTimeout(f"{name} did not answer within {self._app.timeout_s:g} s") from None
+                latency_ms = (time.perf_counter() - started) * 1000
             return reply.model_dump_json(), _app_call(reply, name, latency_ms)
 
         def check(text: str | None, call: Call) -> AppReply:
@@ -129,50 +133,54 @@ class AppTargetRunner:
 class HttpApp:
     """POSTs {question, case_id} as JSON to the app."""
 
-    def __init__(self, url: str, concurrency: int) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._limit = asyncio.Semaphore(concurrency)
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, case: GoldenCase) -> Any:
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            # The runner limits and times the calls; aiohttp's own 100 connections and 5 minutes would come on top.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+            )
         body = {"question": case.question, "case_id": case.id}
-        async with self._limit:
-            try:
-                async with self._session.post(self._url, json=body) as response:
-                    if response.status != 200:
-                        text = redact_secrets((await response.text())[:200])
-                        raise VendorUnavailable(f"{self._url} answered {response.status}: {text}")
-                    return await response.json(content_type=None)
-            except aiohttp.ClientError as error:
-                raise VendorUnavailable(f"{self._url}: {type(error).__name__}: {error}") from None
-            except ValueError as error:
-                raise InvalidAnswer(f"{self._url} did not answer JSON: {error}") from None
+        try:
+            async with self._session.post(self._url, json=body) as response:
+                if response.status != 200:
+                    text = redact_secrets((await response.text(errors="replace"))[:2000])[:200]
+                    raise VendorUnavailable(f"{self._url} answered {response.status}: {text}")
+                return await response.json(content_type=None)
+        except aiohttp.ClientError as error:
+            raise VendorUnavailable(f"{self._url}: {type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise InvalidAnswer(f"{self._url} did not answer JSON: {error}") from None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
 
-def python_app(reference: str, concurrency: int) -> Callable[[GoldenCase], Awaitable[Any]]:
-    """`pkg.mod:function` as an async callable; a plain function runs in a thread."""
+def python_app(reference: str, root: Path) -> Callable[[GoldenCase], Awaitable[Any]]:
+    """`pkg.mod:function`, installed or below `root`, as an async callable; a plain function runs in a thread."""
     module_name, _, name = reference.partition(":")
+    if str(root) not in sys.path:
+        sys.path.append(str(root))  # last: the project's folders must hide no installed package
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"bundle, field target.python: {reference!r} cannot be imported: {error}") from None
-    limit = asyncio.Semaphore(concurrency)
+    except Exception as error:  # the user's module may raise anything
+        reason = redact_secrets(f"{type(error).__name__}: {error}")
+        raise BadInput(f"bundle, field target.python: {reference!r} cannot be imported: {reason}") from None
+    if not callable(function):
+        raise BadInput(f"bundle, field target.python: {reference!r} is not callable")
 
     async def ask(case: GoldenCase) -> Any:
-        async with limit:
-            try:
-                if inspect.iscoroutinefunction(function):
-                    return await function(case.question)
-                return await asyncio.to_thread(function, case.question)
-            except Exception as error:  # the app is the user's: whatever it raises is its failure, not ours
-                reason = redact_secrets(f"{type(error).__name__}: {error}")[:300]
-                raise VendorUnavailable(f"{reference} raised {reason}") from error
+        try:
+            if inspect.iscoroutinefunction(function):
+                return await function(case.question)
+            return await asyncio.to_thread(function, case.question)
+        except Exception as error:  # the app is the user's: whatever it raises is its failure, not ours
+            reason = redact_secrets(f"{type(error).__name__}: {error}")[:300]
+            raise VendorUnavailable(f"{reference} raised {reason}") from error
 
     return ask
 

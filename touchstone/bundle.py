@@ -20,6 +20,17 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _checked_address(url: str | None, instead: str = "") -> str | None:
+    """An address is shown and stored in many places, so that it must hold no secret."""
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise ValueError(f"keep secrets out of the address{instead}: no user, password or query in it")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{url!r} is not an http(s) address")
+    return url
+
+
 class Price(_Closed):
     """USD per million tokens; wins over LiteLLM's price list, which knows no private models."""
 
@@ -39,13 +50,7 @@ class Endpoint(_Closed):
     @field_validator("api_base")
     @classmethod
     def url_has_no_secret(cls, url: str | None) -> str | None:
-        if url is not None:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{url!r} is not an http(s) address")
-            if parts.username or parts.password or parts.query:
-                raise ValueError("keep secrets out of the address; name a variable in api_key_env instead")
-        return url
+        return _checked_address(url, "; name a variable in api_key_env instead")
 
     @model_validator(mode="after")
     def model_is_pinned(self) -> Endpoint:
@@ -89,6 +94,11 @@ class AppTarget(_Closed):
     )
     python: str | None = Field(default=None, description="`pkg.mod:function`, sync or async: question -> str or dict")
     timeout_s: float = Field(default=60, gt=0)
+
+    @field_validator("http")
+    @classmethod
+    def url_has_no_secret(cls, url: str | None) -> str | None:
+        return _checked_address(url)
 
     @model_validator(mode="after")
     def exactly_one(self) -> AppTarget:
