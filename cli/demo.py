@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PINNED, SWAPPED = "extractive-2026-01-15", "extractive-2026-01-15-lite"
 CALIBRATION_RUNS = 20
+_MLFLOW_UI, _PREFECT_UI = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 
 
 def demo() -> None:
@@ -34,7 +35,8 @@ def demo() -> None:
         os.environ.pop(name, None)  # the embedded default, whatever this shell is used for otherwise
     os.environ["PREFECT_HOME"] = str(home / "prefect")
     os.environ["TOUCHSTONE_ENVIRONMENT"] = "demo"
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ["TOUCHSTONE_MLFLOW_UI_URL"] = _MLFLOW_UI
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # a drifted run is an error to Prefect, not to a demo
 
     from tasks.loading import load_settings
 
@@ -130,7 +132,9 @@ def _line(report: EvalReport) -> str:
 
     name, summary = next(iter(report.metrics.items()))
     direction = f", {report.direction}" if report.direction else ""
-    return f"[{STYLES[report.verdict]}]{report.verdict}{direction}[/]  {name} {summary.mean:.3f}  {report.reason}"
+    return (
+        f"[{STYLES[report.verdict]}]{report.verdict}{direction}[/]  {name} {summary.mean:.3f}  [dim]{report.reason}[/]"
+    )
 
 
 def _print_days(reports: list[EvalReport]) -> None:
@@ -140,6 +144,7 @@ def _print_days(reports: list[EvalReport]) -> None:
     from tasks.announce import strongest_stream
 
     metric = next(iter(reports[0].metrics))
+    days = {report.run_key: f"day {day}" for day, report in enumerate(reports, start=1)}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("day", "verdict", metric, "evidence (act at 1)", "change point", "calls", "cost", "run key"):
         table.add_column(name)
@@ -150,9 +155,7 @@ def _print_days(reports: list[EvalReport]) -> None:
             f"[{STYLES[report.verdict]}]{report.verdict}[/]",
             f"{report.metrics[metric].mean:.3f}",
             f"{stream.adjusted:.2g}" if stream else "",
-            ""
-            if report.change_point is None
-            else ("this run" if report.change_point == report.run_key else "a run before"),
+            days.get(report.change_point or "", ""),
             str(report.calls),
             f"{report.cost_usd:.4f} USD" if report.cost_usd is not None else "unknown",
             report.run_key,
@@ -166,6 +169,6 @@ def _print_next_steps(settings: Settings, home: Path, seconds: float) -> None:
 
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     out.print(f"\n{seconds:.0f} s. Look at it:")
-    out.print(f"  Prefect   PREFECT_HOME=$PWD/{shown}/prefect .venv/bin/prefect server start   http://127.0.0.1:4200")
-    out.print(f"  MLflow    {ui_command(settings)}   http://127.0.0.1:5000")
-    out.print("  terminal  .venv/bin/touchstone eval show; .venv/bin/touchstone eval compare A B")
+    out.print(f"  {_PREFECT_UI}  PREFECT_HOME=$PWD/{shown}/prefect .venv/bin/prefect server start")
+    out.print(f"  {_MLFLOW_UI}  {ui_command(settings)}")
+    out.print("  in the terminal        .venv/bin/touchstone eval show; .venv/bin/touchstone eval compare A B")

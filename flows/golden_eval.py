@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
@@ -35,7 +37,13 @@ Log = logging.Logger | logging.LoggerAdapter
 RunShard = Callable[[EvalSession, int, Sequence[Unit]], Awaitable[list[CaseResult]]]
 
 
-@flow(name="golden-eval", flow_run_name="golden-eval {bundle} on {dataset}")
+def _flow_run_name() -> str:
+    """`golden-eval support on support`, also where a path was given."""
+    given = flow_run.parameters
+    return f"golden-eval {Path(given['bundle']).stem} on {Path(given['dataset']).name}"
+
+
+@flow(name="golden-eval", flow_run_name=_flow_run_name)
 async def golden_eval(
     bundle: str = "support",
     dataset: str = "support",

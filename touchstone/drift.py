@@ -221,15 +221,13 @@ def _advance(stream: _Stream, run: RunScores, policy: DriftPolicy) -> None:
             stream.transitions.append(Transition(kind="recovered", stream=before.key))
             return
     act = before.act_streak + 1 if stream.acts else 0
-    flag = before.flag_streak + 1 if stream.flags else 0
-    level = _level(before.level, act, flag, policy.persistence)
+    level = _level(before.level, act >= policy.persistence, stream.flags)
     change, size = refined_change_point(before, evidence)
     stream.state = before.model_copy(
         update={
             "detectors": evidence.detectors,
             "runs": evidence.runs,
             "act_streak": act,
-            "flag_streak": flag,
             "quiet_streak": quiet,
             "level": level,
             "since": before.since if level is before.level else run.run_key,
@@ -245,10 +243,11 @@ def _advance(stream: _Stream, run: RunScores, policy: DriftPolicy) -> None:
         stream.transitions.append(Transition(kind="flagged", stream=before.key))
 
 
-def _level(before: Verdict, act: int, flag: int, persistence: int) -> Verdict:
-    if before is Verdict.DRIFTED or act >= persistence:
+def _level(before: Verdict, acts: bool, flags: bool) -> Verdict:
+    """A flag is only a look, so it is up at once; to act, the evidence must have persisted."""
+    if before is Verdict.DRIFTED or acts:
         return Verdict.DRIFTED
-    return Verdict.FLAGGED if flag >= persistence else Verdict.STABLE
+    return Verdict.FLAGGED if flags else Verdict.STABLE
 
 
 def _conclude(

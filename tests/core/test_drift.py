@@ -206,15 +206,15 @@ def test_flags_come_before_acts_and_go_silently() -> None:
     assert (told(quiet), kinds(quiet)) == (("stable", None), [])
 
 
-def test_with_persistence_the_evidence_must_stand_for_runs_in_a_row() -> None:
+def test_with_persistence_evidence_flags_at_once_and_acts_when_it_stood_for_runs_in_a_row() -> None:
     old, new = pairs(4, 142, 0, 4)
     watch = provisional(old, persistence=3)
     assert [watch.see(run).verdict for run in (new, new, old, new, new, new)] == [
+        "flagged",
+        "flagged",
         "stable",
-        "stable",
-        "stable",
-        "stable",
-        "stable",
+        "flagged",
+        "flagged",
         "drifted",
     ]
 
