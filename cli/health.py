@@ -69,8 +69,10 @@ def find_checks() -> Iterator[Check]:
     for package in _PACKAGES:
         yield _installed(package)
     yield from known_breaks(_version)
-    yield from _project()
-    yield from _stores()
+    project = list(_project())
+    yield from project
+    if all(check.level != "fail" for check in project):  # else the stores would be made in a folder that is none
+        yield from _stores()
     yield from _vendors()
 
 
@@ -144,12 +146,12 @@ def _stores() -> Iterator[Check]:
         yield Check("ledger", "fail", str(error), "start the database, or correct TOUCHSTONE_LEDGER_URL")
         return
     uri = tracking_uri(settings)
-    yield _address("mlflow", uri, "runs stay spooled until it is back; `touchstone publish` sends them")
+    yield _address("mlflow store", uri, "runs stay spooled until it is back; `touchstone publish` sends them")
     api = os.environ.get("PREFECT_API_URL")
     if api:
-        yield _address("prefect", api, "start it, or unset PREFECT_API_URL to run without a server")
+        yield _address("prefect server", api, "start it, or unset PREFECT_API_URL to run without a server")
     else:
-        yield Check("prefect", "ok", "no PREFECT_API_URL: `eval run` works without a Prefect server")
+        yield Check("prefect server", "ok", "no PREFECT_API_URL: `eval run` works without a Prefect server")
 
 
 def _address(name: str, uri: str, fix: str) -> Check:
