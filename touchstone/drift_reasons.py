@@ -50,6 +50,8 @@ def unmeasured_but_standing(state: DriftState) -> str:
 def drift_reason(worst: StreamEvidence, policy: DriftPolicy, streams: Sequence[StreamEvidence]) -> str:
     """A stream is flagged or drifted: what moved, from where to where, on how many cases, how sure, since when."""
     bar = "act at 1" if worst.level is Verdict.DRIFTED else f"flag at {policy.flag_at:g}, act at 1"
+    if worst.level is Verdict.FLAGGED and worst.adjusted >= 1:
+        bar = f"act at 1, once it stands {policy.persistence} runs in a row"
     since = worst.change_point or worst.since
     text = f"{_moved(worst)} (e-value {worst.adjusted:.2g}, {bar}); since run {since}"
     others = [other for other in streams if other is not worst and other.level is worst.level]

@@ -44,7 +44,7 @@ class DriftPolicy(_Record):
     alpha: float = Field(default=0.05, gt=0, lt=1, description="False `drifted` alarms per year and direction")
     flag_alpha: float = Field(default=0.5, gt=0, lt=1, description="The same for `flagged`: look, do not act")
     runs_per_year: float = Field(default=365, gt=0, description="Over which a year's alpha is spent")
-    persistence: int = Field(default=1, ge=1, description="Runs in a row the evidence must stand to act; it flags at once")
+    persistence: int = Field(default=1, ge=1, description="Runs in a row that evidence must stand to act, not to flag")
     recovery_runs: int = Field(default=3, ge=1, description="Quiet runs in a row that end a drift")
     minimum_calibration_runs: int = Field(default=20, ge=3, description="With fewer, the baseline is provisional")
     horizon_runs: int = Field(default=7, ge=1, description="Runs that the minimum detectable effect is stated for")
