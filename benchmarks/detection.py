@@ -344,7 +344,9 @@ def main() -> int:
     detectable(table)
     drifting(table, scale, arguments.seed)
     quiet(table, scale, arguments.seed)
-    print(f"{time.monotonic() - begun:.0f} s, seed {arguments.seed}, scale {scale:g}")
+    print(
+        f"{time.monotonic() - begun:.0f} s ({time.process_time():.0f} of CPU), seed {arguments.seed}, scale {scale:g}"
+    )
     return 0
 
 

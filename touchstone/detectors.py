@@ -154,7 +154,7 @@ class PassFailDetector(_Detector):
     """Evidence A: pass/fail items, each against its own calibrated pass probability.
 
     calibration: shape [m, n] (m runs over n items) or [m, k, n] (k passes over the set in each run), values 0, 1, or
-    NaN for "not measured"; at least 20 runs keep the promise of `alpha` false alarms a year (10: 6-12 %).
+    NaN for "not measured"; at least 20 runs keep the promise of `alpha` false alarms a year (10: up to 15 %).
     direction: "worse" finds falling pass rates, "better" is its mirror image (on 1 - score).
     Raises ValueError on other shapes or values.
     """
