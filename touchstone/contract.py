@@ -51,6 +51,8 @@ def _is_cut(text: str, output_tokens: int) -> bool:
     On 4,000 recorded GPT-3.5 and GPT-4 answers it calls none cut, and of their first halves (8 tokens or more) all
     but one.
     """
+    if output_tokens <= 1.4 * len(text.split()) + 3:
+        return False  # every word is at least a token: spare counting them closely
     delivered = plausible_tokens(text)
     open_ended = _END.search(text.rstrip()) is None
     return output_tokens > 1.6 * delivered + 6 or (open_ended and output_tokens > 1.4 * delivered + 3)
