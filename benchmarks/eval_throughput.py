@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.arena import answerable_cases, emulated_vendor, project, write_golden_set
 
 CASES, LATENCY_S, CONCURRENCY = 200, 0.2, 32
+FILLER = "Context: " + "Every shop of the town opens at 9 and closes at 17, but not on Sundays. " * 40
 POLICY = {
     "scorers": [
         {"name": "answer_ok", "kind": "expect"},
@@ -39,11 +40,40 @@ def main() -> None:
     apply_defaults()
     with emulated_vendor("--latency-ms", str(LATENCY_S * 1000)) as vendor, project(vendor) as root:
         dataset = write_golden_set(root, answerable_cases(CASES), POLICY)
+        asyncio.run(_litellm_alone(vendor))
         asyncio.run(_evals(dataset, options.rounds))
+        asyncio.run(_litellm_alone(vendor))
         if not options.without_prefect:
             with prefect_server(root) as address:
                 os.environ["PREFECT_API_URL"] = address
                 asyncio.run(_flows(dataset, options.rounds))
+
+
+async def _litellm_alone(vendor: str) -> None:
+    """The peer: as many calls by plain litellm.acompletion, with nothing recorded, checked or scored."""
+    from tasks.vendor import litellm_module
+
+    litellm, limit, calls = litellm_module(), asyncio.Semaphore(CONCURRENCY), 4 * CASES
+
+    async def ask(number: int) -> None:
+        async with limit:
+            await litellm.acompletion(
+                model="openai/gpt-4o-2024-11-20",
+                messages=[{"role": "user", "content": f"{FILLER}\nQuestion: When does shop {number} open?"}],
+                api_base=f"{vendor}/v1",
+                api_key="none",
+                max_retries=0,
+            )
+
+    await asyncio.gather(*(ask(number) for number in range(100)))
+    started, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(ask(number) for number in range(1000, 1000 + calls)))
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    ideal = calls * LATENCY_S / CONCURRENCY
+    print(
+        f"litellm alone: {calls} calls, ratio {wall / ideal:.3f}, client {1000 * cpu / calls:.2f} CPU-ms/call",
+        flush=True,
+    )
 
 
 async def _evals(dataset: str, rounds: int) -> None:

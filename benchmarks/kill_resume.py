@@ -37,6 +37,8 @@ def kill_and_resume(kills: int, chance: random.Random, cases: int = 120) -> None
     """Run once undisturbed, then again with kills until there were enough; compare results and payments."""
     with emulated_vendor("--latency-ms", "150") as vendor, project(vendor) as root:
         dataset = write_golden_set(root, answerable_cases(cases), POLICY)
+        with (root / "bundles" / "support-fast.yaml").open("a") as bundle:
+            bundle.write("parameters: {temperature: 0, max_tokens: 200}\n")  # or equal results would be luck
         expected = _report(_run(dataset, None, home="undisturbed"))
         needed = counters(vendor)["completed"]
         print(f"undisturbed: {needed} calls paid, answer_ok {expected['metrics']['answer_ok']['mean']:.4f}", flush=True)
