@@ -55,7 +55,8 @@ async def _measure(dataset: str, bundle: str, vendor: str) -> None:
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     larger = max(ideal, cpu_limit)
     print(
-        f"{report.calls} calls, {report.n_failed} failed: wall {wall:.1f} s ({wall - report.wall_s:.1f} s of it the decision); ideal {ideal:.1f} s, "
+        f"{report.calls} calls, {report.n_failed} failed: wall {wall:.1f} s "
+        f"({wall - report.wall_s:.1f} s of it the decision); ideal {ideal:.1f} s, "
         f"LiteLLM alone needs {cpu_limit:.1f} CPU-s ({1000 * alone:.2f} ms/call); "
         f"ratio to the {'CPU limit' if cpu_limit > ideal else 'ideal'} {wall / larger:.3f} (limit 1.3); "
         f"{1000 * cpu / report.calls:.2f} CPU-ms/call; peak memory {peak_mb:.0f} MB (limit 1024)"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PINNED, SWAPPED = "extractive-2026-01-15", "extractive-2026-01-15-lite"
 CALIBRATION_RUNS = 20
+_STORES = ("MLFLOW_TRACKING_URI", "LEDGER_URL", "LANCE_URI")
 _MLFLOW_UI, _PREFECT_UI = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 
 
@@ -31,7 +32,8 @@ def demo() -> None:
 
     started = time.monotonic()
     home = Path(os.environ.get("TOUCHSTONE_HOME", ".touchstone")).absolute()
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "TOUCHSTONE_MLFLOW_TRACKING_URI"):
+    outside = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", *(f"TOUCHSTONE_{name}" for name in _STORES))
+    for name in outside:
         os.environ.pop(name, None)  # the embedded default, whatever this shell is used for otherwise
     os.environ["PREFECT_HOME"] = str(home / "prefect")
     os.environ["TOUCHSTONE_ENVIRONMENT"] = "demo"
@@ -128,13 +130,14 @@ def _swap(address: str) -> None:
 
 
 def _line(report: EvalReport) -> str:
+    from rich.markup import escape
+
     from cli.output import STYLES
 
     name, summary = next(iter(report.metrics.items()))
     direction = f", {report.direction}" if report.direction else ""
-    return (
-        f"[{STYLES[report.verdict]}]{report.verdict}{direction}[/]  {name} {summary.mean:.3f}  [dim]{report.reason}[/]"
-    )
+    verdict = f"[{STYLES[report.verdict]}]{report.verdict}{direction}[/]"
+    return f"{verdict}  {name} {summary.mean:.3f}  [dim]{escape(report.reason)}[/]"
 
 
 def _print_days(reports: list[EvalReport]) -> None:

@@ -29,7 +29,7 @@ def calibrate(
     """Measure the vendor as it is now and freeze it as the baseline that later runs are compared with."""
     from cli.output import case_progress, out, print_json
     from flows.golden_eval import calibrate_from, calibrate_runs
-    from tasks.loading import load_settings
+    from tasks.loading import load_golden_set, load_settings
     from tasks.plan import EvalRequest
 
     settings = load_settings()
@@ -39,7 +39,9 @@ def calibrate(
         request = EvalRequest(
             bundle=bundle, dataset=dataset, policy=policy, repeats=repeats, limit=limit, concurrency=concurrency
         )
-        with case_progress(0, "calibration") as on_case:
+        golden = load_golden_set(settings.root, dataset, policy)
+        total = runs * repeats * len(golden.cases[:limit])
+        with case_progress(total, "calibration") as on_case:
             baseline = asyncio.run(calibrate_runs(settings, request, runs, on_case))
     if as_json:
         print_json({"id": baseline.id, "provisional": baseline.provisional, "run_keys": list(baseline.run_keys)})
@@ -76,6 +78,6 @@ def status(as_json: AsJson = False) -> None:
         kind = "provisional" if row["baseline"]["provisional"] else f"{len(row['baseline']['run_keys'])} runs"
         out.print(f"[{STYLES.get(verdict, 'dim')}]{verdict}[/]  {row['subject']}  (baseline: {kind})")
         if row.get("reason"):
-            out.print(f"    {row['reason']}")
+            out.print(f"    {row['reason']}", markup=False)
     if not rows:
         out.print("no baseline yet; `touchstone eval run` makes a provisional one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,8 @@ def run(
     if retry_failures and resume is None:
         raise BadInput("--retry-failures needs --resume RUN_KEY: which run's failures?")
     settings = load_settings()
+    if max_cost is not None and not 0 < max_cost < math.inf:
+        raise BadInput(f"--max-cost {max_cost:g}: give a positive amount of USD")
     request = EvalRequest(
         bundle=bundle,
         dataset=dataset,
@@ -61,23 +64,24 @@ def run(
         from flows.golden_eval import run_as_flow
 
         spool = existing_spool(settings.state, asyncio.run(run_as_flow(request, resume, retry_failures)))
-        report = _report(spool)
+        report, policy_used = _report(spool), _policy(spool)
     else:
         from flows.golden_eval import conduct, plan_run, publish
 
         plan = plan_run(settings, request, resume, retry_failures)
+        log.info("run key %s (`--resume` it after an interruption; nothing is paid twice)", plan.run_key)
         with case_progress(len(plan.units), plan.manifest.bundle_name) as on_case:
             report = asyncio.run(conduct(plan, on_case=on_case))
         report = publish(settings, report, log)
         spool = existing_spool(settings.state, plan.run_key)
-    policy_used = _policy(spool)
-    if junit is not None:
-        write_junit(junit, report, spool.cases().values(), policy_used.metrics)
-    annotate_github(report)
+        policy_used = plan.golden.policy
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         print_report(report)
+    if junit is not None:
+        write_junit(junit, report, spool.cases().values(), policy_used.metrics)
+    annotate_github(report)
     if not in_prefect:
         from flows.golden_eval import publish_cases
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
+from typing import NoReturn
 
 import typer
 
 from cli import demo, drift, emulator, evals, health, publish
 from tasks.environment import apply_defaults
-from touchstone.errors import TouchstoneError
+from touchstone.errors import TouchstoneError, Unmeasurable
 
 app = typer.Typer(
     name="touchstone",
@@ -35,21 +37,32 @@ def main() -> None:
     try:
         app()
     except TouchstoneError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; `--resume` finishes a run without paying for it twice", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error), error.exit_code)
+    except ExceptionGroup as group:
+        known = group.subgroup(TouchstoneError)
+        if known is None:
+            traceback.print_exc()
+        error = known.exceptions[0] if known else group
+        _fail(str(error), getattr(error, "exit_code", Unmeasurable.exit_code))
+    except Exception as error:  # exit code 1 says that the product got worse; a crash must not
+        traceback.print_exc()
+        _fail(f"unexpected {type(error).__name__}: {error}", Unmeasurable.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "exit_code": exit_code}))
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def _log_to_stderr() -> None:
     """Plain lines; Prefect's configuration of the root logger does not touch them."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("touchstone")
     log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
     log.propagate = False
 
 

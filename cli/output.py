@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,7 +19,7 @@ from touchstone.comparison import MetricChange
 from touchstone.policy import Policy
 from touchstone.report import EvalReport
 
-STYLES = {"stable": "green", "flagged": "yellow", "drifted": "red", "unmeasurable": "magenta"}
+STYLES = {"calibration": "dim", "stable": "green", "flagged": "yellow", "drifted": "red", "unmeasurable": "magenta"}
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -83,13 +84,13 @@ def print_report(report: EvalReport) -> None:
     style = STYLES[report.verdict]
     direction = f", {report.direction}" if report.direction else ""
     provisional = " [dim](provisional baseline)[/dim]" if report.provisional else ""
-    out.print(f"[bold {style}]{report.verdict.upper()}{direction}[/]{provisional}  {report.reason}")
+    out.print(f"[bold {style}]{report.verdict.upper()}{direction}[/]{provisional}  {escape(report.reason)}")
     out.print(_metric_table(report))
     scored = f"{report.n_scored} of {report.n_cases} cases scored"
     failed = "".join(f"; {count} {kind}" for kind, count in report.failures.items())
     out.print(f"{scored}{failed}. {_spent(report)}")
     for kind, example in report.failure_examples.items():
-        out.print(f"  [dim]{kind}[/dim] {example}", markup=True)
+        out.print(f"  [dim]{kind}[/dim] {escape(example)}")
     if report.mlflow_url:
         out.print(f"MLflow: {report.mlflow_url}")
     out.print(f"[dim]run key {report.run_key}[/dim]")
@@ -148,7 +149,7 @@ def print_changes(a: EvalReport, b: EvalReport, changes: list[MetricChange], cas
         for label, ids in (("worse", changes[0].worse), ("better", changes[0].better)):
             if ids:
                 more = f" … {len(ids) - cases} more" if len(ids) > cases else ""
-                out.print(f"{changes[0].metric} {label}: {', '.join(ids[:cases])}{more}")
+                out.print(f"{changes[0].metric} {label}: {escape(', '.join(ids[:cases]))}{more}")
 
 
 def _cost_line(label: str, report: EvalReport) -> str:

@@ -24,7 +24,7 @@ from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit, open_session, shards
 from tasks.ledger import Ledger
 from tasks.loading import load_golden_set, load_settings
-from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, resume_eval
+from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, read_manifest, resume_eval
 from tasks.spool import Spool, existing_spool, run_folder
 from tasks.tracking import publish_run, publish_traces
 from touchstone.drift import Baseline, freeze_baseline
@@ -87,7 +87,7 @@ async def golden_eval(
 
     log = get_run_logger()
     log.info("%s: %s", headline(report), report.reason)
-    chart = await asyncio.to_thread(chart_png, settings.state, plan.manifest, report)
+    chart = await asyncio.to_thread(_chart, settings, plan, report, log)
     report = await asyncio.to_thread(publish, settings, report, log, chart)
     emit_events(report, plan.manifest.bundle_name, plan.manifest.dataset_name)
     await create_artifact(report, plan.manifest.bundle_name, plan.manifest.dataset_name, chart)
@@ -151,6 +151,11 @@ async def calibrate_runs(
     for _ in range(runs):
         plan = await asyncio.to_thread(partial(plan_eval, settings, request, purpose="calibration"))
         report = await conduct(plan, on_case=on_case)
+        if report.n_failed > plan.golden.policy.maximum_failure_share * report.n_cases:
+            raise Unmeasurable(
+                f"calibration run {plan.run_key}: {report.n_failed} of {report.n_cases} cases failed "
+                f"({report.failure_examples}); nothing was frozen"
+            )
         await asyncio.to_thread(publish, settings, report, logging.getLogger("touchstone"))
         keys.append(plan.run_key)
     return await asyncio.to_thread(calibrate_from, settings, keys)
@@ -159,14 +164,16 @@ async def calibrate_runs(
 def calibrate_from(settings: Settings, run_keys: Sequence[str]) -> Baseline:
     """Freeze finished runs of one bundle on one golden set as the baseline."""
     spools = [existing_spool(settings.state, key) for key in run_keys]
-    manifests = [EvalManifest.model_validate(spool.read_json("manifest.json")) for spool in spools]
+    manifests = [read_manifest(spool) for spool in spools]
     subjects = {subject_of(manifest) for manifest in manifests}
     if len(subjects) > 1:
         raise BadInput(f"the runs are of different bundles or golden sets: {', '.join(sorted(subjects))}")
+    _check_alike(manifests, spools)
     golden = load_golden_set(settings.root, manifests[0].request.dataset, manifests[0].request.policy)
     policy = golden.policy
+    metrics = policy.metrics_under(manifests[0].judge_fingerprint)
     runs = [
-        run_scores(manifest.run_key, manifest.created_at, list(spool.cases().values()), policy.metrics)
+        run_scores(manifest.run_key, manifest.created_at, list(spool.cases().values()), metrics)
         for manifest, spool in zip(manifests, spools, strict=True)
     ]
     failed = next((run for run in runs if run.n_failed > policy.maximum_failure_share * run.n_cases), None)
@@ -175,13 +182,23 @@ def calibrate_from(settings: Settings, run_keys: Sequence[str]) -> Baseline:
             f"run {failed.run_key}: {failed.n_failed} of {failed.n_cases} cases failed ({failed.failures}); "
             "a baseline needs runs that could be measured: `touchstone eval run --resume ... --retry-failures`"
         )
-    baseline = freeze_baseline(runs, policy.metrics, provisional=len(runs) < policy.drift.minimum_calibration_runs)
+    baseline = freeze_baseline(runs, metrics, provisional=len(runs) < policy.drift.minimum_calibration_runs)
     ledger = Ledger(settings.ledger, settings.environment)
     try:
         record_baseline(ledger, subjects.pop(), baseline)
     finally:
         ledger.close()
     return baseline
+
+
+def _check_alike(manifests: Sequence[EvalManifest], spools: Sequence[Spool]) -> None:
+    """Runs that are frozen together must be finished, and of the same cases, scorers and judge."""
+    for manifest, spool in zip(manifests, spools, strict=True):
+        if not spool.has("report.json"):
+            raise BadInput(f"run {manifest.run_key} is not finished: `touchstone eval run --resume {manifest.run_key}`")
+        for field in ("dataset_digest", "scorers_digest", "judge_fingerprint", "n_cases"):
+            if getattr(manifest, field) != getattr(manifests[0], field):
+                raise BadInput(f"runs {manifests[0].run_key} and {manifest.run_key} differ in {field}")
 
 
 async def run_as_flow(request: EvalRequest, resume: str | None, retry_failures: bool) -> str:
@@ -217,14 +234,23 @@ def _decide(plan: EvalPlan, results: Sequence[CaseResult], wall_s: float) -> Eva
         return report.model_copy(update={"reason": "a calibration run: measured, not judged"})
     ledger = Ledger(plan.settings.ledger, plan.settings.environment)
     try:
-        scores = run_scores(plan.run_key, plan.manifest.created_at, results, policy.metrics)
-        return with_decision(report, decide_and_record(ledger, plan.manifest, scores, policy.metrics, policy))
+        scores = run_scores(plan.run_key, plan.manifest.created_at, results, plan.metrics)
+        return with_decision(report, decide_and_record(ledger, plan.manifest, scores, plan.metrics, policy))
     finally:
         ledger.close()
 
 
 def _spool(settings: Settings, report: EvalReport) -> Spool:
     return Spool(run_folder(settings.state, report.run_key))
+
+
+def _chart(settings: Settings, plan: EvalPlan, report: EvalReport, log: Log) -> bytes | None:
+    """A picture is no reason to lose a decision."""
+    try:
+        return chart_png(settings.state, plan.manifest, report)
+    except Exception as error:
+        log.warning("no chart: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _state(report: EvalReport) -> State:

@@ -14,6 +14,7 @@ from typing import Any
 from tasks.spool import FinishedCall, Spool
 from tasks.vendor import Vendor, check_call
 from touchstone.bundle import Endpoint
+from touchstone.cost import Budget
 from touchstone.errors import CaseFailure
 from touchstone.prompts import GenerationParameters
 from touchstone.results import Call
@@ -66,6 +67,10 @@ class CaseCalls:
         self._finished = finished
         self._cache = cache
         self._asked: Counter[str] = Counter()
+
+    @property
+    def budget(self) -> Budget:
+        return self._vendor.budget
 
     async def complete(
         self,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from dotenv import load_dotenv
 
 _DEFAULTS = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise importing litellm fetches a price list, and stalls offline
@@ -23,6 +26,10 @@ _DEFAULTS = {
 
 
 def apply_defaults() -> None:
-    """Set what the user has not set; call it before importing litellm, mlflow, prefect or ragas."""
+    """Read .env of the current directory, then set what the user has not set; the environment wins over both.
+
+    Call it before importing litellm, mlflow, prefect or ragas.
+    """
+    load_dotenv(Path.cwd() / ".env")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -13,11 +13,12 @@ from tasks.spool import Spool, run_folders
 from tasks.vendor import price_of
 from touchstone.bundle import Endpoint
 from touchstone.cases import GoldenCase
+from touchstone.contract import plausible_tokens
 from touchstone.cost import call_cost, most_tokens
 from touchstone.policy import RagasScorer, RubricScorer
 
 _JUDGE_INPUT_TOKENS = 1500  # ragas' instructions and examples; the contexts come on top
-_JUDGE_OUTPUT_TOKENS = 300
+_JUDGE_OUTPUT_TOKENS = (300, 2048)  # about, at most
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def estimate(plan: EvalPlan) -> Estimate:
         repeats=plan.repeats,
         generation_calls=generation,
         judge_calls=judged,
-        expected_cost_usd=_cost(plan, generating, generation, judged, earlier or _guess(plan, share=0.25)),
-        worst_cost_usd=_cost(plan, generating, generation, judged, _guess(plan, share=1.0)),
+        expected_cost_usd=_cost(plan, generating, generation, judged, earlier or _guess(plan, worst=False)),
+        worst_cost_usd=_cost(plan, generating, generation, judged, _guess(plan, worst=True)),
         cap_usd=plan.cap_usd,
         basis="tokens of the last run of this bundle" if earlier else "rendered prompts, a quarter of max_tokens",
     )
@@ -97,17 +98,18 @@ def _cost(
     return total if generating is not None else None
 
 
-def _guess(plan: EvalPlan, share: float) -> dict[str, tuple[float, float]]:
-    """Mean (input, output) tokens per call from the prompts; `share` of max_tokens as output."""
+def _guess(plan: EvalPlan, *, worst: bool) -> dict[str, tuple[float, float]]:
+    """Mean (input, output) tokens per call from the prompts; as output a quarter of max_tokens, or all of it."""
     if plan.prompt is None:
         return {}
     parameters = plan.bundle.parameters or plan.prompt.parameters
     context = plan.retrieval.chunk_size * plan.retrieval.top_k if plan.retrieval else 0
-    questions = sum(most_tokens(case.question) for case in plan.cases) / len(plan.cases)
-    fixed = most_tokens(plan.prompt.system) + most_tokens(plan.prompt.template)
+    count = most_tokens if worst else plausible_tokens
+    questions = sum(count(case.question) for case in plan.cases) / len(plan.cases)
+    fixed = count(plan.prompt.system) + count(plan.prompt.template)
     return {
-        "generation": (fixed + questions + context, share * parameters.max_tokens),
-        "judge": (_JUDGE_INPUT_TOKENS + context, _JUDGE_OUTPUT_TOKENS * (0.5 + share)),
+        "generation": (fixed + questions + context, (1.0 if worst else 0.25) * parameters.max_tokens),
+        "judge": (_JUDGE_INPUT_TOKENS + context, _JUDGE_OUTPUT_TOKENS[worst]),
     }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from tasks.calls import CaseCalls, ResponseCache
 from tasks.embedding import load_embedder
-from tasks.plan import EvalPlan, judge_of, write_manifest
+from tasks.plan import EvalPlan, judge_of
 from tasks.retrieval import Retriever, log_retrieval, used_chunks
 from tasks.scoring import JudgeSetup, import_ragas, judged_scores
 from tasks.spool import FinishedCall, Spool, run_folder
@@ -20,6 +20,7 @@ from tasks.vendor import Vendor, litellm_module
 from touchstone.cases import GoldenCase
 from touchstone.cost import Budget
 from touchstone.errors import CaseFailure
+from touchstone.policy import RagasScorer
 from touchstone.results import Answer, CaseResult, Failure
 from touchstone.scorers import deterministic_scores
 
@@ -98,6 +99,9 @@ async def evaluate_case(session: EvalSession, case: GoldenCase, trial: int, call
 async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) -> AsyncIterator[EvalSession]:
     """Open a run's spool and what its calls share; everything is closed again."""
     spool = Spool(run_folder(plan.settings.state, plan.run_key))
+    lock = ExitStack()
+    if spool.has("manifest.json"):
+        lock.enter_context(spool.locked())  # before what is finished is read
     finished_calls, finished_cases = _finished(plan, spool)
     cache = ResponseCache(plan.settings.state / "response_cache.db")
     vendor = Vendor(
@@ -110,10 +114,13 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
     await asyncio.to_thread(litellm_module)
     target = await asyncio.to_thread(_target, plan)
     judge = await asyncio.to_thread(_judge, plan)
-    spool.write_json("manifest.json", write_manifest(plan))  # after all that can be bad input
+    if not spool.has("manifest.json"):
+        lock.enter_context(spool.locked())  # after all that can be bad input: it makes the run's folder
     try:
+        spool.write_json("manifest.json", plan.manifest.model_dump_json(indent=2))
         yield EvalSession(plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case)
     finally:
+        lock.close()
         await target.close()
         cache.close()
         spool.close()
@@ -149,8 +156,11 @@ def _judge(plan: EvalPlan) -> JudgeSetup | None:
     if plan.judge_prompt is None:
         return None
     judge = judge_of(plan.bundle)
-    if any(scorer.kind == "ragas" for scorer in plan.golden.policy.scorers):
+    ragas = [scorer for scorer in plan.golden.policy.scorers if isinstance(scorer, RagasScorer)]
+    if ragas:
         import_ragas()
+    if any(scorer.metric == "answer_relevancy" for scorer in ragas):
+        load_embedder(judge.embedding_model)  # now, not after the generations are paid
     return JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
 
 

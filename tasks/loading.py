@@ -42,13 +42,14 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise BadInput(f"touchstone.yaml, .env or TOUCHSTONE_*: {_first_problem(error)}") from None
+        raise BadInput(f"touchstone.yaml or TOUCHSTONE_*: {_first_problem(error)}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"touchstone.yaml: not YAML: {error}") from None
 
 
 def load_golden_set(root: Path, name: str, policy: str | None = None) -> GoldenSet:
     """Read datasets/<name> (or the folder `name`) with its policy.yaml, or another policy file."""
-    folder = _find(root, "datasets", name, what="dataset")
-    path = folder / "cases.jsonl" if folder.is_dir() else folder
+    path = _find(root, "datasets", name, what="dataset") / "cases.jsonl"
     if not path.is_file():
         raise BadInput(f"{path}: not found; a golden set is a folder with cases.jsonl")
     cases = tuple(_read_cases(path))
@@ -64,8 +65,8 @@ def load_bundle(root: Path, name: str) -> Bundle:
     return load_yaml(_find(root, "bundles", name, what="bundle", suffix=".yaml"), Bundle)
 
 
-def load_prompt(root: Path, reference: str | InlinePrompt, allowed: set[str]) -> Prompt:
-    """Read prompts/<name>/<version>.yaml for `name@version`; check its placeholders against `allowed`."""
+def load_prompt(root: Path, reference: str | InlinePrompt, placeholders: set[str]) -> Prompt:
+    """Read prompts/<name>/<version>.yaml for `name@version`; it must use these placeholders and no others."""
     if isinstance(reference, InlinePrompt):
         where, prompt = "bundle, field prompt", reference.as_prompt()
     else:
@@ -75,7 +76,7 @@ def load_prompt(root: Path, reference: str | InlinePrompt, allowed: set[str]) ->
         if prompt.version != version:
             raise BadInput(f"{where}: field version: is {prompt.version}, but the file is named {version}")
     try:
-        prompt.check_placeholders(allowed)
+        prompt.check_placeholders(placeholders)
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from None
     return prompt

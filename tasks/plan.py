@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.indexing import IndexVersion, ensure_index
 from tasks.loading import (
@@ -21,10 +20,11 @@ from tasks.loading import (
     load_retrieval_config,
 )
 from tasks.sources import read_documents
-from tasks.spool import existing_spool
-from tasks.vendor import check_key, price_of
+from tasks.spool import Spool, existing_spool
+from tasks.vendor import check_endpoint, price_of
 from touchstone.bundle import Bundle, Endpoint, Judge, bundle_fingerprint, judge_fingerprint
 from touchstone.cases import GoldenCase
+from touchstone.drift import MetricSpec
 from touchstone.errors import BadInput
 from touchstone.prompts import Prompt
 from touchstone.retrieval_config import RetrievalConfig
@@ -65,6 +65,7 @@ class EvalManifest(BaseModel):
     dataset_name: str
     dataset_digest: str
     n_cases: int
+    scorers_digest: str = ""
     git_commit: str = ""
 
 
@@ -82,6 +83,10 @@ class EvalPlan:
     index: IndexVersion | None
     judge_prompt: Prompt | None
     retry_failures: bool = False
+
+    @property
+    def metrics(self) -> tuple[MetricSpec, ...]:
+        return self.golden.policy.metrics_under(self.manifest.judge_fingerprint)
 
     @property
     def run_key(self) -> str:
@@ -122,9 +127,9 @@ def plan_eval(settings: Settings, request: EvalRequest, *, purpose: str = "eval"
 
 def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_cost_usd: float | None) -> EvalPlan:
     """The rest of a run. Raises BadInput when its bundle, golden set or judge changed since."""
-    stored = EvalManifest.model_validate(existing_spool(settings.state, run_key).read_json("manifest.json"))
+    stored = read_manifest(existing_spool(settings.state, run_key))
     fresh = _read(settings, stored.request, stored.purpose)
-    for field in ("bundle_fingerprint", "judge_fingerprint", "dataset_digest", "index_version"):
+    for field in ("bundle_fingerprint", "judge_fingerprint", "dataset_digest", "scorers_digest", "index_version"):
         was, now = getattr(stored, field), getattr(fresh.manifest, field)
         if was != now:
             raise BadInput(
@@ -134,7 +139,7 @@ def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_c
     if max_cost_usd is not None:
         request = stored.request.model_copy(update={"max_cost_usd": max_cost_usd})
         stored = stored.model_copy(update={"request": request})
-    plan = EvalPlan(**{**fresh.__dict__, "manifest": stored, "retry_failures": retry_failures})
+    plan = replace(fresh, manifest=stored, retry_failures=retry_failures)
     _check_vendors(plan)
     return plan
 
@@ -150,9 +155,8 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
         check_relevant_ids(golden, _document_ids(source), source)
         index = ensure_index(retrieval, source, settings.lance)
     if bundle.prompt is not None:
-        prompt = load_prompt(root, bundle.prompt, {"question", "context"} if retrieval else {"question"})
-        if retrieval and "{context}" not in prompt.template + prompt.system:
-            raise BadInput(f"bundle {bundle.name}: its prompt has no {{context}}, so what is retrieved is never read")
+        needed = {"question", "context"} if retrieval else {"question"}
+        prompt = load_prompt(root, bundle.prompt, needed)
     judge_prompt = _judge_prompt(root, golden, bundle)
     created = datetime.now(UTC)
     manifest = EvalManifest(
@@ -171,6 +175,7 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
         dataset_name=golden.name,
         dataset_digest=golden.digest,
         n_cases=len(cases),
+        scorers_digest=golden.policy.scorers_digest,
         git_commit=_git_commit(root),
     )
     return EvalPlan(settings, manifest, golden, cases, bundle, prompt, retrieval, index, judge_prompt)
@@ -204,7 +209,7 @@ def _git_commit(root: Path) -> str:
 
 def _check_vendors(plan: EvalPlan) -> None:
     for endpoint in plan.endpoints:
-        check_key(endpoint)
+        check_endpoint(endpoint)
         if plan.cap_usd is not None and price_of(endpoint) is None:
             raise BadInput(
                 f"the price of {endpoint.model} is unknown, so the spend cap of {plan.cap_usd:g} USD cannot be kept; "
@@ -219,6 +224,11 @@ def judge_of(bundle: Bundle) -> Judge:
     return bundle.judge
 
 
-def write_manifest(plan: EvalPlan) -> str:
-    """The manifest as indented JSON."""
-    return json.dumps(plan.manifest.model_dump(), indent=2)
+def read_manifest(spool: Spool) -> EvalManifest:
+    """A run's manifest. Raises BadInput when this version cannot read it."""
+    try:
+        return EvalManifest.model_validate(spool.read_json("manifest.json"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{spool.folder / 'manifest.json'}: field {field}: {first['msg']}; start a new run") from None

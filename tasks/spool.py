@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -85,6 +87,17 @@ class Spool:
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time: two that resume a run would both pay for the rest of it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(f"run {self.run_key} is being run by another process; wait for it to end") from None
+            yield
+
     def close(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
@@ -97,7 +110,9 @@ class Spool:
             self._files[name] = os.open(self.folder / name, flags, 0o600)
             if _ends_torn(self.folder / name):
                 line = f"\n{line}"  # a line torn by a crash must not swallow this one
-        os.write(self._files[name], f"{line}\n".encode())
+        data = f"{line}\n".encode()
+        if os.write(self._files[name], data) < len(data):
+            raise OSError(f"{self.folder / name}: the disk is full; free some and --resume {self.run_key}")
 
     def _lines(self, name: str) -> Iterator[str]:
         path = self.folder / name
@@ -126,7 +141,8 @@ def existing_spool(state: Path, run_key: str) -> Spool:
 
 def run_folders(state: Path) -> list[Path]:
     """All runs, oldest first."""
-    return sorted(path.parent for path in (state / "runs").glob("*/manifest.json"))
+    folders = [path.parent for path in (state / "runs").glob("*/manifest.json")]
+    return sorted(folders, key=lambda folder: folder.name.rsplit("-", 3)[1:])  # date, time, random
 
 
 def _ends_torn(path: Path) -> bool:

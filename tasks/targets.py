@@ -109,6 +109,7 @@ class AppTargetRunner:
 
         async def make() -> tuple[str, Call]:
             async with self._limit:  # outside the clock: waiting for a free place is not the app's time
+                calls.budget.reserve(0.0)  # its cost is told afterwards: the cap ends the run at the next call
                 started = time.perf_counter()
                 try:
                     async with asyncio.timeout(self._app.timeout_s):
@@ -116,6 +117,7 @@ class AppTargetRunner:
                 except TimeoutError:
                     raise VendorTimeout(f"{name} did not answer within {self._app.timeout_s:g} s") from None
                 latency_ms = (time.perf_counter() - started) * 1000
+            calls.budget.settle(0.0, reply.cost_usd)
             return reply.model_dump_json(), _app_call(reply, name, latency_ms)
 
         def check(text: str | None, call: Call) -> AppReply:

@@ -11,7 +11,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -43,11 +44,15 @@ def litellm_module() -> ModuleType:
 
 @dataclass
 class CircuitBreaker:
-    """Opens after `threshold` calls failed in a row; then one probe call per `cool_down_s` is let through."""
+    """Opens after `threshold` failures in a row; then one probe call per `cool_down_s` is let through.
+
+    Calls that were in flight together count as one failure: they say no more than that the vendor was away then.
+    """
 
     threshold: int = 8
     cool_down_s: float = 20.0
     _failed_in_a_row: int = 0
+    _failed_at: float = 0.0
     _next_probe_at: float = 0.0
 
     def check(self, vendor: str) -> None:
@@ -56,13 +61,17 @@ class CircuitBreaker:
             return
         now = time.monotonic()
         if now < self._next_probe_at:
-            raise VendorUnavailable(f"circuit open: {self._failed_in_a_row} calls to {vendor} failed in a row")
+            raise VendorUnavailable(f"circuit open: {vendor} failed {self._failed_in_a_row} times in a row")
         self._next_probe_at = now + self.cool_down_s
 
-    def record(self, *, ok: bool) -> None:
-        self._failed_in_a_row = 0 if ok else self._failed_in_a_row + 1
-        if self._failed_in_a_row >= self.threshold:
-            self._next_probe_at = time.monotonic() + self.cool_down_s
+    def record(self, *, ok: bool, started: float) -> None:
+        """The outcome of a call that began at `started` (monotonic seconds)."""
+        if ok:
+            self._failed_in_a_row = 0
+        elif started >= self._failed_at:
+            self._failed_in_a_row += 1
+            self._failed_at = time.monotonic()
+            self._next_probe_at = self._failed_at + self.cool_down_s
 
 
 @dataclass
@@ -74,10 +83,12 @@ class Vendor:
     attempts: int = 4
     budget: Budget = field(default_factory=Budget)
     _limit: asyncio.Semaphore = field(init=False, repr=False)
+    _settled: asyncio.Condition = field(init=False, repr=False)
     _breakers: dict[str, CircuitBreaker] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._limit = asyncio.Semaphore(self.concurrency)
+        self._settled = asyncio.Condition()
 
     async def complete(
         self,
@@ -97,37 +108,48 @@ class Vendor:
         worst = _worst_cost(endpoint, messages, parameters)
         vendor = f"{endpoint.model} at {endpoint.api_base}" if endpoint.api_base else endpoint.model
         breaker = self._breakers.setdefault(vendor, CircuitBreaker())
-        async with self._limit:
-            self.budget.reserve(worst)
-            try:
-                response, latency_ms, attempts = await self._send(request, breaker, vendor)
-            except CaseFailure:
-                self.budget.settle(worst, None)
-                raise
-            text, call = _read(response, endpoint, role, latency_ms, attempts, prompt_version, dropped)
-            self.budget.settle(worst, call.cost_usd)
-        return text, call
-
-    async def _send(self, request: dict[str, Any], breaker: CircuitBreaker, vendor: str) -> tuple[Any, float, int]:
-        """(response, milliseconds of the attempt that succeeded, attempts)."""
         for attempt in range(1, self.attempts + 1):
-            breaker.check(vendor)
-            started = time.perf_counter()
-            try:
-                async with asyncio.timeout(self.deadline_s):
-                    response = await litellm_module().acompletion(**request)
-                if not response.choices:
-                    raise InvalidAnswer("the answer has no choices")
-            except Exception as error:
-                failure, wait_s = _translate(error, attempt, self.deadline_s, request)
-                breaker.record(ok=_is_alive(error, failure, wait_s))
-                if wait_s is None or attempt == self.attempts or wait_s > _LONGEST_WAIT_S:
-                    raise failure from None
-                await asyncio.sleep(wait_s)
-            else:
-                breaker.record(ok=True)
-                return response, (time.perf_counter() - started) * 1000, attempt
+            async with self._limit:
+                breaker.check(vendor)
+                async with self._paid(worst) as settle:
+                    started = time.monotonic()
+                    try:
+                        async with asyncio.timeout(self.deadline_s):
+                            response = await litellm_module().acompletion(**request)
+                        latency_ms = (time.monotonic() - started) * 1000
+                        text, call = _read(response, endpoint, role, latency_ms, attempt, prompt_version, dropped)
+                    except Exception as error:
+                        failure, wait_s = _translate(error, attempt, self.deadline_s, request)
+                        breaker.record(ok=_is_alive(error, failure, wait_s), started=started)
+                        if _is_unbilled(error):
+                            settle(0.0)
+                    else:
+                        breaker.record(ok=True, started=started)
+                        settle(call.cost_usd)
+                        return text, call
+            if wait_s is None or attempt == self.attempts or wait_s > _LONGEST_WAIT_S:
+                raise failure from None
+            await asyncio.sleep(wait_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    @asynccontextmanager
+    async def _paid(self, worst: float | None) -> AsyncIterator[Callable[[float | None], None]]:
+        """Reserve an attempt's worst case, waiting for calls in flight to be settled; yields how to settle it."""
+        actual: float | None = None
+
+        def settle(cost: float | None) -> None:
+            nonlocal actual
+            actual = cost
+
+        async with self._settled:
+            while not self.budget.reserve(worst):
+                await self._settled.wait()
+        try:
+            yield settle
+        finally:
+            self.budget.settle(worst, actual)
+            async with self._settled:
+                self._settled.notify_all()
 
 
 def check_call(text: str | None, call: Call, endpoint: Endpoint, parameters: GenerationParameters) -> str:
@@ -153,8 +175,19 @@ def api_key(endpoint: Endpoint) -> str | None:
     return "not-needed-on-loopback" if endpoint.is_local else None
 
 
-def check_key(endpoint: Endpoint) -> None:
-    """Raise BadInput, before any call, when the vendor's key is missing."""
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raise BadInput, before any call, when the vendor is not known or its key is missing."""
+    try:
+        litellm_module().get_llm_provider(endpoint.model)
+    except Exception:  # LiteLLM's BadRequestError, and plain ones
+        raise BadInput(
+            f"model {endpoint.model!r}: LiteLLM knows no such vendor; write vendor/model, as openai/..."
+        ) from None
+    if endpoint.api_base and not endpoint.is_local and not endpoint.api_key_env:
+        raise BadInput(
+            f"{endpoint.api_base} is not this machine: name the variable that holds its key in `api_key_env`, or "
+            "LiteLLM would send it the key of another vendor"
+        )
     if api_key(endpoint) is None:
         missing = litellm_module().validate_environment(model=endpoint.model)["missing_keys"]
         if missing:
@@ -248,7 +281,12 @@ def _read(
     prompt_version: str | None,
     dropped: tuple[str, ...],
 ) -> tuple[str | None, Call]:
+    if not response.choices:
+        raise InvalidAnswer("the answer has no choices")
     choice = response.choices[0]
+    text: str | None = choice.message.content
+    if text is not None and not _is_unicode(text):
+        raise InvalidAnswer("the answer ends in half a character (a lone surrogate)")
     usage = getattr(response, "usage", None)
     into, out = getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
     call = Call(
@@ -260,13 +298,21 @@ def _read(
         input_tokens=into,
         output_tokens=out,
         visible_tokens=_visible_tokens(usage),
-        cost_usd=call_cost(price_of(endpoint), into, out),
+        cost_usd=call_cost(price_of(endpoint), into, out) if into or out else None,
         latency_ms=latency_ms,
         attempts=attempts,
         prompt_version=prompt_version,
         dropped_parameters=dropped,
     )
-    return choice.message.content, call
+    return text, call
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _visible_tokens(usage: Any) -> int | None:
@@ -307,6 +353,13 @@ def _is_alive(error: Exception, failure: CaseFailure, wait_s: float | None) -> b
     """A vendor that answers, however badly, is there: only silence and 5xx count against it."""
     answered = wait_s is None or isinstance(error, litellm_module().RateLimitError)
     return answered or not isinstance(failure, VendorUnavailable | VendorTimeout)
+
+
+def _is_unbilled(error: Exception) -> bool:
+    """The request never arrived, or was turned away: nobody bills that."""
+    status = getattr(error, "status_code", None)
+    turned_away = isinstance(status, int) and 400 <= status < 500 and status != 408 and not _is_unreadable(error)
+    return turned_away or any(sign in str(error) for sign in ("Cannot connect to host", "Connection refused"))
 
 
 def _is_unreadable(error: Exception) -> bool:

@@ -34,8 +34,8 @@ def _checked_address(url: str | None, instead: str = "") -> str | None:
 class Price(_Closed):
     """USD per million tokens; wins over LiteLLM's price list, which knows no private models."""
 
-    input_per_million: float = Field(ge=0)
-    output_per_million: float = Field(ge=0)
+    input_per_million: float = Field(ge=0, allow_inf_nan=False)
+    output_per_million: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Endpoint(_Closed):
@@ -164,5 +164,6 @@ def judge_fingerprint(judge: Judge | None, prompt: Prompt | None) -> str:
     """Digest of what decides a judge's score; empty without a judge."""
     if judge is None:
         return ""
-    content = [judge.model, judge.embedding_model, [prompt.system, prompt.template] if prompt else None]
+    asked = [prompt.system, prompt.template, prompt.parameters.model_dump()] if prompt else None
+    content = [judge.model, judge.embedding_model, asked]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -14,8 +14,8 @@ class NumericCheck(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: float
-    tolerance: float = Field(default=1e-9, ge=0)
+    value: float = Field(allow_inf_nan=False)
+    tolerance: float = Field(default=1e-9, ge=0, allow_inf_nan=False)
 
 
 class Expect(BaseModel):

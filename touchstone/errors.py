@@ -3,7 +3,6 @@
 TouchstoneError
 ├── BadInput            the user's file, field or flag is wrong            exit 2
 ├── Unmeasurable        nothing could be decided                           exit 3
-├── BudgetExceeded      the spend cap would be passed                      exit 4
 ├── LedgerConflict      somebody else appended first
 └── CaseFailure         one case has no score; `kind` is the typed failure
     ├── VendorUnavailable   vendor_error
@@ -26,7 +25,7 @@ from touchstone.results import FailureKind
 class TouchstoneError(Exception):
     """The widest thing we ever catch."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 3  # never 1, which says that the product got worse
 
 
 class BadInput(TouchstoneError):
@@ -39,12 +38,6 @@ class Unmeasurable(TouchstoneError):
     """Nothing could be decided, and the message says why."""
 
     exit_code = 3
-
-
-class BudgetExceeded(TouchstoneError):
-    """The next call could pass the spend cap."""
-
-    exit_code = 4
 
 
 class LedgerConflict(TouchstoneError):

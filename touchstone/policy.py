@@ -12,6 +12,7 @@ from touchstone.drift import DriftPolicy, MetricSpec
 
 RUBRIC_DIMENSIONS = ("faithfulness", "relevance", "completeness")
 RETRIEVAL_METRICS = ("ndcg", "mrr", "recall", "precision")
+JUDGED = ("ragas", "rubric")
 
 
 class _Scorer(BaseModel):
@@ -221,6 +222,22 @@ class Policy(BaseModel):
     def metrics(self) -> tuple[MetricSpec, ...]:
         return tuple(metric for scorer in self.scorers for metric in scorer.metrics)
 
+    def metrics_under(self, judge_fingerprint: str) -> tuple[MetricSpec, ...]:
+        """The metrics with the judge in the fingerprint of those that it scores: another judge, other scores."""
+        judged = {metric.name for scorer in self.scorers if scorer.kind in JUDGED for metric in scorer.metrics}
+        return tuple(
+            metric.model_copy(update={"scorer_fingerprint": f"{metric.scorer_fingerprint}:{judge_fingerprint}"})
+            if metric.name in judged
+            else metric
+            for metric in self.metrics
+        )
+
+    @property
+    def scorers_digest(self) -> str:
+        """Digest of all that decides which cases get which scores."""
+        content = "\n".join(scorer.model_dump_json() for scorer in self.scorers)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
     @property
     def needs_judge(self) -> bool:
-        return any(scorer.kind in {"ragas", "rubric"} for scorer in self.scorers)
+        return any(scorer.kind in JUDGED for scorer in self.scorers)

@@ -16,6 +16,10 @@ def placeholders(template: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
+def _braced(names: set[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in sorted(names))
+
+
 class GenerationParameters(BaseModel):
     """Passed to the vendor as they are; part of the bundle's fingerprint."""
 
@@ -58,13 +62,13 @@ class Prompt(BaseModel):
             raise ValueError(f"{error}; write a literal brace twice: {{{{ or }}}}") from None
         return text
 
-    def check_placeholders(self, allowed: set[str]) -> None:
-        """Raise ValueError when the prompt asks for a value that nobody will give."""
-        unknown = (placeholders(self.system) | placeholders(self.template)) - allowed
-        if unknown:
-            names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
-            known = ", ".join(f"{{{name}}}" for name in sorted(allowed))
-            raise ValueError(f"unknown placeholder {names}; known here: {known}")
+    def check_placeholders(self, given: set[str]) -> None:
+        """Raise ValueError when the prompt asks for a value that nobody gives, or leaves out one that it is given."""
+        used = placeholders(self.system) | placeholders(self.template)
+        if used - given:
+            raise ValueError(f"unknown placeholder {_braced(used - given)}; known here: {_braced(given)}")
+        if given - used:
+            raise ValueError(f"{_braced(given - used)} is missing: the model would never see it")
 
     def messages(self, **values: str) -> list[dict[str, str]]:
         """Chat messages with the placeholders filled."""

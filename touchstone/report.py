@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +12,7 @@ from scipy import stats
 
 from touchstone.drift import DriftDecision, MetricScores, MetricSpec, RunScores
 from touchstone.drift_records import WHOLE
-from touchstone.results import Call, CaseResult
+from touchstone.results import Call, CaseResult, FailureKind
 
 
 class _Record(BaseModel):
@@ -41,7 +40,7 @@ class EvalReport(_Record):
     """report.json, and what `eval run --json` prints."""
 
     run_key: str
-    verdict: str = "stable"
+    verdict: str = Field(default="calibration", description="`calibration`: measured, not judged")
     direction: str | None = None
     reason: str = ""
     provisional: bool = False
@@ -176,8 +175,10 @@ def _failures(by_case: Mapping[str, Sequence[CaseResult]]) -> tuple[Counter[str]
     kinds: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for case_id, trials in by_case.items():
-        first = next((failure for trial in trials for failure in trial.failures), None)
-        if first is not None:
+        found = [failure for trial in trials for failure in trial.failures]
+        # A call that the cap forbade is what the exit code must hear of.
+        first = next((failure for failure in found if failure.kind is FailureKind.BUDGET), None)
+        if first := first or next(iter(found), None):
             kinds[first.kind.value] += 1
             examples.setdefault(first.kind.value, f"{case_id}: {first.reason}")
     return kinds, examples
@@ -217,11 +218,6 @@ def _latency(milliseconds: Iterable[float]) -> Latency:
         return Latency()
     p50, p95, p99 = np.percentile(values, (50, 95, 99))
     return Latency(p50=round(float(p50), 3), p95=round(float(p95), 3), p99=round(float(p99), 3))
-
-
-def as_json(report: EvalReport) -> dict[str, Any]:
-    """The report as one JSON object, without what the terminal's table is for."""
-    return report.model_dump(mode="json")
 
 
 def run_scores(run_key: str, at: str, results: Sequence[CaseResult], specs: Sequence[MetricSpec]) -> RunScores:

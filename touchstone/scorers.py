@@ -89,7 +89,8 @@ def exact(answer: str, reference: str, extract: str | None = None) -> bool:
         matches = list(re.finditer(extract, answer, re.IGNORECASE))
         if not matches:
             return False
-        found = matches[-1].group(1) if matches[-1].re.groups else matches[-1].group()
+        last = matches[-1]
+        found = last.group(1) if last.re.groups and last.group(1) is not None else last.group()
     return _bare(found) == _bare(reference)
 
 

@@ -1,4 +1,4 @@
-"""Project settings: touchstone.yaml, then .env, then TOUCHSTONE_* in the environment; the last wins."""
+"""Project settings: touchstone.yaml, then TOUCHSTONE_* in the environment (or .env, read at start); the last wins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Settings(BaseSettings):
     """Where things are. Relative paths are relative to `root`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TOUCHSTONE_", env_file=".env", yaml_file="touchstone.yaml", extra="forbid", frozen=True
+        env_prefix="TOUCHSTONE_", yaml_file="touchstone.yaml", extra="forbid", frozen=True
     )
 
     root: Path = Field(default_factory=Path.cwd, description="The project: holds datasets/, bundles/, prompts/ ...")
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, dotenv_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
     @property
     def state(self) -> Path:
