@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +65,8 @@ def load_bundle(root: Path, name: str) -> Bundle:
     return load_yaml(_find(root, "bundles", name, what="bundle", suffix=".yaml"), Bundle)
 
 
-def load_prompt(root: Path, reference: str | InlinePrompt, placeholders: set[str]) -> Prompt:
-    """Read prompts/<name>/<version>.yaml for `name@version`; it must use these placeholders and no others."""
+def load_prompt(root: Path, reference: str | InlinePrompt, required: set[str], optional: Iterable[str] = ()) -> Prompt:
+    """Read prompts/<name>/<version>.yaml for `name@version`; it must use the required placeholders and no unknown."""
     if isinstance(reference, InlinePrompt):
         where, prompt = "bundle, field prompt", reference.as_prompt()
     else:
@@ -76,7 +76,7 @@ def load_prompt(root: Path, reference: str | InlinePrompt, placeholders: set[str
         if prompt.version != version:
             raise BadInput(f"{where}: field version: is {prompt.version}, but the file is named {version}")
     try:
-        prompt.check_placeholders(placeholders)
+        prompt.check_placeholders(required, set(optional))
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from None
     return prompt

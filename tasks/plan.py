@@ -190,7 +190,7 @@ def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | Non
             f"{golden.policy_path}: field scorers: {', '.join(judged)} need a judge, but bundle {bundle.name} "
             "has none; add `judge: {model: ...}` to the bundle"
         )
-    return load_prompt(root, bundle.judge.prompt, {"schema", "payload"})
+    return load_prompt(root, bundle.judge.prompt, {"payload"}, {"schema"})
 
 
 def _document_ids(source: Path) -> set[str]:

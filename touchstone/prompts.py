@@ -62,13 +62,13 @@ class Prompt(BaseModel):
             raise ValueError(f"{error}; write a literal brace twice: {{{{ or }}}}") from None
         return text
 
-    def check_placeholders(self, given: set[str]) -> None:
-        """Raise ValueError when the prompt asks for a value that nobody gives, or leaves out one that it is given."""
-        used = placeholders(self.system) | placeholders(self.template)
+    def check_placeholders(self, required: set[str], optional: set[str]) -> None:
+        """Raise ValueError when the prompt asks for a value that nobody gives, or leaves out a required one."""
+        used, given = placeholders(self.system) | placeholders(self.template), required | optional
         if used - given:
             raise ValueError(f"unknown placeholder {_braced(used - given)}; known here: {_braced(given)}")
-        if given - used:
-            raise ValueError(f"{_braced(given - used)} is missing: the model would never see it")
+        if required - used:
+            raise ValueError(f"{_braced(required - used)} is missing: the model would never see it")
 
     def messages(self, **values: str) -> list[dict[str, str]]:
         """Chat messages with the placeholders filled."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emulator.server import EmulatorOptions, running
+from tasks.spool import Spool
 from tests.conftest import VendorControl
 
 PROMPT = "Context: Larkvane opens at 9. It closes at 17.\nQuestion: {question}"
@@ -122,6 +123,44 @@ def test_a_resumed_run_pays_nothing_twice(run, vendor) -> None:
     code, healed = run("--resume", broken["run_key"], "--retry-failures")
     assert (code, healed["n_failed"], healed["n_scored"]) == (0, 0, 30)
     assert vendor.counters()["completed"] == paid + broken["failures"]["refused"]
+
+
+def test_two_processes_cannot_run_one_run_at_once(run, project) -> None:
+    _, report = run()
+    with Spool(project.state / "runs" / report["run_key"]).locked():
+        code, message = run("--resume", report["run_key"])
+    assert code == 2
+    assert "is being run by another process" in message["error"]
+
+
+def test_a_run_whose_scorers_changed_cannot_be_resumed(run, project) -> None:
+    _, report = run()
+    scorers = [{"name": "ok", "kind": "contains", "texts": ["9"]}]
+    project.golden_set("hours", OPENS, scorers=scorers)
+    code, message = run("--resume", report["run_key"])
+    assert code == 2
+    assert "scorers_digest was" in message["error"]
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "nan"])
+def test_a_cap_that_is_no_amount_is_bad_input(run, amount: str) -> None:
+    code, message = run("--max-cost", amount)
+    assert code == 2
+    assert "--max-cost" in message["error"]
+
+
+def test_a_model_without_a_vendor_is_bad_input(run, project, vendor) -> None:
+    project.prompt_bundle("nobody", vendor, model="extractive-2026-01-15")
+    code, message = run(bundle="nobody")
+    assert code == 2
+    assert "LiteLLM knows no such vendor" in message["error"]
+
+
+def test_a_remote_address_without_its_key_is_bad_input(run, project, vendor) -> None:
+    project.prompt_bundle("remote", vendor, api_base="https://models.example/v1")
+    code, message = run(bundle="remote")
+    assert code == 2
+    assert "api_key_env" in message["error"]
 
 
 def test_a_run_of_a_changed_bundle_cannot_be_resumed(run, project, vendor, touchstone) -> None:

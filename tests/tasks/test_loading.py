@@ -128,6 +128,9 @@ def test_an_unknown_placeholder_names_the_file_and_the_known_ones(tmp_path: Path
         BadInput, match=r"1\.0\.0\.yaml: unknown placeholder \{contxt\}; known here: \{context\}, \{question\}"
     ):
         load_prompt(tmp_path, "p@1.0.0", {"question", "context"})
+    (folder / "1.1.0.yaml").write_text('version: 1.1.0\ntemplate: "Hello"\n')
+    with pytest.raises(BadInput, match=r"1\.1\.0\.yaml: \{question\} is missing"):
+        load_prompt(tmp_path, "p@1.1.0", {"question"})
     with pytest.raises(BadInput, match=r"prompt p@9\.9\.9 not found .* known: p@1\.0\.0"):
         load_prompt(tmp_path, "p@9.9.9", {"question"})
 
@@ -183,7 +186,7 @@ def test_every_shipped_bundle_loads_with_all_it_names(name: str) -> None:
     assert found.retrieval is not None
     load_retrieval_config(ROOT, found.retrieval)
     assert found.judge is not None
-    load_prompt(ROOT, found.judge.prompt, {"schema", "payload"})
+    load_prompt(ROOT, found.judge.prompt, {"payload"}, {"schema"})
 
 
 @pytest.mark.parametrize("policy", [None, "policy-judged"])

@@ -263,7 +263,7 @@ def test_a_bad_judge_answer_is_replayed_on_resume_and_asked_anew_on_retry(
     vendor = judge_says("nonsense", "nonsense", GOOD).vendor
     (project.root / "prompts").unlink()
     shutil.copytree(ROOT / "prompts", project.root / "prompts")
-    project.write("prompts/grade/1.0.0.yaml", {"version": "1.0.0", "template": GRADE.template})
+    project.write("prompts/grade/1.0.0.yaml", {"version": "1.0.0", "system": "{payload}", "template": GRADE.template})
     price = {"input_per_million": 1, "output_per_million": 2}
     judge = {"model": f"openai/{JUDGE}", "api_base": vendor.api_base, "price": price, "prompt": "grade@1.0.0"}
     bundle = project.prompt_bundle("graded", vendor, prompt={"user": "Context: It opens at 9. {question}"}, judge=judge)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -154,6 +158,74 @@ async def test_nothing_is_sent_that_could_pass_the_spend_cap(vendor) -> None:
     with pytest.raises(OverBudget, match="cap"):
         await adapter.complete(endpoint(vendor), QUESTION, PARAMETERS, role="generation")
     assert vendor.counters()["calls"] == 0
+
+
+async def test_calls_wait_for_those_in_flight_before_the_cap_refuses_them(vendor) -> None:
+    found = endpoint(vendor)
+    one = await Vendor().complete(found, QUESTION, PARAMETERS, role="generation")
+    worst = sum(len(message["content"].encode()) + 8 for message in QUESTION) / 1e6 + 200 * 2 / 1e6
+    adapter = Vendor(budget=Budget(cap_usd=1.5 * worst + 4 * (one[1].cost_usd or 0)))
+    calls = [adapter.complete(found, QUESTION, PARAMETERS, role="generation") for _ in range(5)]
+    answers = await asyncio.gather(*calls)
+    assert len(answers) == 5
+    assert adapter.budget.spent_usd <= adapter.budget.cap_usd
+
+
+async def test_every_attempt_that_may_be_billed_counts_against_the_cap(vendor) -> None:
+    vendor.fault("malformed_json")
+    adapter = Vendor(attempts=3, budget=Budget(cap_usd=1.0))
+    with pytest.raises(InvalidAnswer):
+        await adapter.complete(endpoint(vendor), QUESTION, PARAMETERS, role="generation")
+    worst = sum(len(message["content"].encode()) + 8 for message in QUESTION) / 1e6 + 200 * 2 / 1e6
+    assert adapter.budget.spent_usd == pytest.approx(3 * worst)
+
+
+async def test_what_was_turned_away_or_never_arrived_costs_nothing(vendor) -> None:
+    vendor.put("faults", [{"kind": "rate_limit", "retry_after_s": 0.01}])
+    adapter = Vendor(attempts=2, budget=Budget(cap_usd=1.0))
+    nowhere = endpoint(vendor).model_copy(update={"api_base": "http://127.0.0.1:1/v1"})
+    for target in (endpoint(vendor), nowhere):
+        with pytest.raises(VendorUnavailable):
+            await adapter.complete(target, QUESTION, PARAMETERS, role="generation")
+    assert adapter.budget.spent_usd == 0.0
+
+
+async def test_a_short_outage_under_many_calls_in_flight_is_survived(vendor) -> None:
+    vendor.fault("server_error", times=1)
+    adapter = Vendor(concurrency=32, attempts=4)
+    asked = [[{"role": "user", "content": f"Context: Shop {n} opens at 9.\nQuestion: When?"}] for n in range(32)]
+    calls = [adapter.complete(endpoint(vendor), one, PARAMETERS, role="generation") for one in asked]
+    assert {call.attempts for _, call in await asyncio.gather(*calls)} == {2}
+
+
+class HalfACharacter(BaseHTTPRequestHandler):
+    """A vendor whose answer ends in one half of an emoji, as a cut at a byte limit leaves it."""
+
+    def do_POST(self) -> None:
+        message = {"role": "assistant", "content": "Sure \ud83d"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt-4o-2024-11-20"}
+        body = json.dumps(reply | {"choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+async def test_half_a_character_is_an_invalid_answer() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HalfACharacter)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    price = Price(input_per_million=1, output_per_million=2)
+    base = f"http://127.0.0.1:{server.server_port}/v1"
+    found = Endpoint(model="openai/gpt-4o-2024-11-20", api_base=base, price=price)
+    try:
+        with pytest.raises(InvalidAnswer, match="half a character"):
+            await Vendor(attempts=1).complete(found, QUESTION, PARAMETERS, role="generation")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 async def test_a_secret_in_an_error_text_is_redacted(vendor, monkeypatch: pytest.MonkeyPatch) -> None:
