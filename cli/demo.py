@@ -51,7 +51,7 @@ def demo() -> None:
         reports = asyncio.run(_days(settings, bundle, address))
     out.print()
     _print_days(reports)
-    _print_next_steps(settings, home, time.monotonic() - started)
+    _print_next_steps(settings, home, reports, time.monotonic() - started)
     verdicts = [report.verdict for report in reports]
     exit_with(0 if verdicts[:2] == ["stable", "stable"] and verdicts[-1] == "drifted" else 1)
 
@@ -149,7 +149,7 @@ def _print_days(reports: list[EvalReport]) -> None:
     metric = next(iter(reports[0].metrics))
     days = {report.run_key: f"day {day}" for day, report in enumerate(reports, start=1)}
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("day", "verdict", metric, "evidence (act at 1)", "change point", "calls", "cost", "run key"):
+    for name in ("day", "verdict", metric, "evidence (act at 1)", "change point", "calls", "cost"):
         table.add_column(name)
     for day, report in enumerate(reports, start=1):
         stream = strongest_stream(report, metric)
@@ -161,12 +161,11 @@ def _print_days(reports: list[EvalReport]) -> None:
             days.get(report.change_point or "", ""),
             str(report.calls),
             f"{report.cost_usd:.4f} USD" if report.cost_usd is not None else "unknown",
-            report.run_key,
         )
     out.print(table)
 
 
-def _print_next_steps(settings: Settings, home: Path, seconds: float) -> None:
+def _print_next_steps(settings: Settings, home: Path, reports: list[EvalReport], seconds: float) -> None:
     from cli.output import out
     from tasks.tracking import ui_command
 
@@ -174,4 +173,4 @@ def _print_next_steps(settings: Settings, home: Path, seconds: float) -> None:
     out.print(f"\n{seconds:.0f} s. Look at it:")
     out.print(f"  {_PREFECT_UI}  PREFECT_HOME=$PWD/{shown}/prefect .venv/bin/prefect server start")
     out.print(f"  {_MLFLOW_UI}  {ui_command(settings)}")
-    out.print("  in the terminal        .venv/bin/touchstone eval show; .venv/bin/touchstone eval compare A B")
+    out.print(f"  here                   .venv/bin/touchstone eval compare {reports[1].run_key} {reports[3].run_key}")
