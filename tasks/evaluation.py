@@ -45,8 +45,6 @@ class EvalSession:
     async def run_shard(self, units: Sequence[Unit]) -> list[CaseResult]:
         """Results in the order of `units`; what the spool holds is not run again."""
         todo = [unit for unit in units if (unit[0].id, unit[1]) not in self.finished_cases]
-        if todo:
-            await self.target.prepare([case for case, _ in todo])
         # More cases than calls in flight: a case waits on its judge while others generate.
         window = asyncio.Semaphore(4 * self.plan.concurrency)
 
@@ -56,10 +54,14 @@ class EvalSession:
             finally:
                 window.release()
 
+        block = self.plan.concurrency
         async with asyncio.TaskGroup() as group:
-            for case, trial in todo:
-                await window.acquire()
-                group.create_task(bounded(case, trial))
+            for start in range(0, len(todo), block):
+                # A block is prepared while those before it wait for their vendors.
+                await self.target.prepare([case for case, _ in todo[start : start + block]])
+                for case, trial in todo[start : start + block]:
+                    await window.acquire()
+                    group.create_task(bounded(case, trial))
         return [self.finished_cases[(case.id, trial)] for case, trial in units]
 
     async def _run_case(self, case: GoldenCase, trial: int) -> CaseResult:

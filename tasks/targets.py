@@ -26,7 +26,7 @@ from touchstone.results import Answer, Call, Retrieval, RetrievedChunk
 
 
 class Target(Protocol):
-    """Answers golden cases. `prepare` sees a shard's cases first, for work that is cheaper in one batch."""
+    """Answers golden cases. `prepare` sees a block of cases first, for work that is cheaper in one batch."""
 
     async def prepare(self, cases: Sequence[GoldenCase]) -> None: ...
 
