@@ -31,7 +31,7 @@ class Judge(InstructorBaseRagasLLM):
         self.url = url
 
     def generate(self, prompt: str, response_model: type[Any]) -> Any:
-        raise NotImplementedError
+        raise TypeError("these tests ask asynchronously only")
 
     async def agenerate(self, prompt: str, response_model: type[Any]) -> Any:
         response = await litellm.acompletion(
@@ -52,7 +52,7 @@ class Embeddings(BaseRagasEmbedding):
         self.url = url
 
     def embed_text(self, text: str, **more: Any) -> list[float]:
-        raise NotImplementedError
+        raise TypeError("these tests ask asynchronously only")
 
     async def aembed_text(self, text: str, **more: Any) -> list[float]:
         response = await litellm.aembedding(
