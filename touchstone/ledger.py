@@ -14,6 +14,10 @@ class EventKind(StrEnum):
 
     BASELINE_FROZEN = "baseline.frozen"
     EVAL_DECIDED = "eval.decided"
+    INDEX_BUILT = "index.built"
+    INDEX_PROMOTED = "index.promoted"  # of one config the latest is the live pointer; a roll-back is one too
+    FRESHNESS_CHECKED = "freshness.checked"
+    QUERIES_CHECKED = "queries.checked"
 
 
 class LedgerEvent(BaseModel):
@@ -41,3 +45,8 @@ def content_digest(content: bytes) -> str:
 def drift_subject(bundle_name: str, bundle_fingerprint: str, dataset_name: str) -> str:
     """What a baseline and its drift state belong to: the same bundle content on the same golden set."""
     return f"{bundle_name}:{bundle_fingerprint}:{dataset_name}"
+
+
+def index_subject(config_name: str) -> str:
+    """What a live pointer, its builds and its freshness belong to: the retrieval config, whatever its version."""
+    return f"index:{config_name}"
