@@ -12,7 +12,8 @@ from functools import partial
 from tasks.calls import CaseCalls, ResponseCache
 from tasks.embedding import load_embedder
 from tasks.plan import EvalPlan, judge_of
-from tasks.retrieval import Retriever, log_retrieval, used_chunks
+from tasks.retrieval import Retriever
+from tasks.retrieval_log import log_retrieval, used_chunks
 from tasks.scoring import JudgeSetup, import_ragas, judged_scores
 from tasks.spool import FinishedCall, Spool, run_folder
 from tasks.targets import AppTargetRunner, HttpApp, ModelTarget, Target, python_app
@@ -169,12 +170,15 @@ def _judge(plan: EvalPlan) -> JudgeSetup | None:
 def _log_retrieval(session: EvalSession, case: GoldenCase, answer: Answer) -> None:
     if answer.retrieval is None:
         return
+    config = session.plan.retrieval
     log_retrieval(
         session.plan.settings.state / "retrievals",
         answer.retrieval,
+        config=config.name if config else "",
         bundle=session.plan.bundle.name,
         case_id=case.id,
         run_key=session.plan.run_key,
+        segment=case.segment,
         used_chunk_ids=used_chunks(answer.text, answer.retrieval.chunks),
     )
 

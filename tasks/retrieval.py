@@ -1,20 +1,15 @@
-"""Find the chunks that answer a question, from one pinned index version; and log what was found and used."""
+"""Find the chunks that answer a question, from one pinned index version."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.embedding import Embedder, Floats, load_embedder
 from tasks.indexing import IndexVersion, open_table
-from touchstone.ranking import reciprocal_rank_fusion, words
+from touchstone.ranking import reciprocal_rank_fusion
 from touchstone.results import Retrieval, RetrievedChunk
 from touchstone.retrieval_config import RetrievalConfig
 
@@ -27,12 +22,9 @@ _COLUMNS = ["chunk_id", "document_id", "text", "title", "updated_at", "source"]
 _CANDIDATES = 50  # per list that hybrid search fuses, at least
 _REFINE = 10  # approximate candidates per answer that are ranked again by their exact distance
 _SEARCHED = 300  # neighbours an HNSW search keeps in view; with its default, one in ten best answers was missed
-_USED_SHARE = 0.6
 _VECTORS: dict[tuple[Embedder, str], Floats] = {}
 _MOST_VECTORS = 10_000
 _LOCK = threading.Lock()
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_FEWEST_WORDS = 3
 
 
 class Retriever:
@@ -119,59 +111,6 @@ def _embedded(embedder: Embedder, queries: Sequence[str]) -> list[Floats]:
         return found
 
 
-def log_retrieval(
-    folder: Path,
-    retrieval: Retrieval,
-    *,
-    bundle: str,
-    case_id: str | None,
-    run_key: str | None,
-    used_chunk_ids: Sequence[str],
-) -> None:
-    """Append one line to <folder>/<day>.jsonl: one O_APPEND write, so that lines of several writers never mix."""
-    now = datetime.now(UTC)
-    record = {
-        "time": now.isoformat(timespec="milliseconds"),
-        "bundle": bundle,
-        "case_id": case_id,
-        "run_key": run_key,
-        "query": retrieval.query,
-        "chunks": [
-            chunk.model_dump(include={"chunk_id", "document_id", "rank", "score"}) for chunk in retrieval.chunks
-        ],
-        "used_chunk_ids": list(used_chunk_ids),
-        "latency_ms": round(retrieval.latency_ms, 3),
-        "embedding_model": retrieval.embedding_model,
-        "index_version": retrieval.index_version,
-        "search": retrieval.search,
-    }
-    _append(folder, f"{now:%Y-%m-%d}.jsonl", json.dumps(record, ensure_ascii=False))
-
-
-def used_chunks(answer: str, chunks: Sequence[RetrievedChunk]) -> list[str]:
-    """Ids of the chunks an answer rests on, as far as words can tell.
-
-    A chunk was used when the answer cites its document id, or when a sentence of the answer has at least three
-    telling words (numbers, or longer than three letters) and 60 % of them are in the chunk.
-    """
-    sentences = [_telling_words(sentence) for sentence in _SENTENCE_END.split(answer)]
-    sentences = [sentence for sentence in sentences if len(sentence) >= _FEWEST_WORDS]
-    return [chunk.chunk_id for chunk in chunks if _cites(answer, chunk) or _holds_one_of(sentences, chunk)]
-
-
-def _cites(answer: str, chunk: RetrievedChunk) -> bool:
-    return bool(re.search(rf"(?<![\w-]){re.escape(chunk.document_id)}(?![\w-])", answer))
-
-
-def _holds_one_of(sentences: Sequence[Sequence[str]], chunk: RetrievedChunk) -> bool:
-    known = set(_telling_words(chunk.text))
-    return any(sum(word in known for word in sentence) >= _USED_SHARE * len(sentence) for sentence in sentences)
-
-
-def _telling_words(text: str) -> list[str]:
-    return [word for word in words(text) if len(word) > 3 or word.isdigit()]
-
-
 def _fused(*rankings: Sequence[tuple[Row, float]]) -> list[tuple[Row, float]]:
     rows = {row["chunk_id"]: row for ranking in rankings for row, _ in ranking}
     fused = reciprocal_rank_fusion([[row["chunk_id"] for row, _ in ranking] for ranking in rankings])
@@ -180,12 +119,3 @@ def _fused(*rankings: Sequence[tuple[Row, float]]) -> list[tuple[Row, float]]:
 
 def _chunk(row: Row, rank: int, score: float) -> RetrievedChunk:
     return RetrievedChunk(**{name: row[name] for name in _COLUMNS}, rank=rank, score=score)
-
-
-def _append(folder: Path, name: str, line: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, f"{line}\n".encode())
-    finally:
-        os.close(file)

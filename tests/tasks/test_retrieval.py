@@ -1,4 +1,4 @@
-"""Retrieval in its three modes from a real index, and the log of it."""
+"""Retrieval in its three modes from a real index."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tasks.indexing import ensure_index
-from tasks.retrieval import Retriever, log_retrieval, used_chunks
-from touchstone.results import Retrieval, RetrievedChunk
+from tasks.retrieval import Retriever
+from touchstone.results import Retrieval
 from touchstone.retrieval_config import RetrievalConfig, Source
 
 DOCUMENTS = [
@@ -123,57 +123,3 @@ def test_searching_prints_no_warning(folder: Path, capfd: pytest.CaptureFixture[
         for searcher in searchers:
             searcher.search("refund")
     assert capfd.readouterr() == ("", "")
-
-
-def chunk(identity: str, text: str) -> RetrievedChunk:
-    return RetrievedChunk(chunk_id=f"{identity}#0", document_id=identity, text=text, rank=1, score=0.5)
-
-
-def test_the_log_holds_what_was_found_and_used(tmp_path: Path) -> None:
-    chunks = (chunk("refunds", "A refund takes days."), chunk("shipping", "Parcels leave."))
-    retrieval = Retrieval(
-        query="Refund?\nWhen?",
-        chunks=chunks,
-        latency_ms=1.5,
-        embedding_model="hashing",
-        index_version="t@3",
-        search="hybrid",
-    )
-    log_retrieval(tmp_path / "log", retrieval, bundle="b", case_id="c1", run_key=None, used_chunk_ids=["refunds#0"])
-    (day,) = (tmp_path / "log").glob("????-??-??.jsonl")
-    record = json.loads(day.read_text())
-    assert record["query"] == "Refund?\nWhen?"
-    assert record["chunks"][0] == {"chunk_id": "refunds#0", "document_id": "refunds", "rank": 1, "score": 0.5}
-    assert (record["used_chunk_ids"], record["case_id"], record["run_key"]) == (["refunds#0"], "c1", None)
-    assert (record["embedding_model"], record["index_version"], record["latency_ms"]) == ("hashing", "t@3", 1.5)
-    assert record["time"].endswith("+00:00")
-
-
-def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
-    chunks = tuple(chunk(f"document-{number}", "text") for number in range(50))
-
-    def write(number: int) -> None:
-        retrieval = Retrieval(
-            query=f"q{number} " + "long " * 2000,
-            chunks=chunks,
-            latency_ms=1,
-            embedding_model="hashing",
-            index_version="t@1",
-            search="semantic",
-        )
-        log_retrieval(tmp_path, retrieval, bundle="b", case_id=None, run_key="r", used_chunk_ids=[])
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, range(200)))
-    lines = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
-    assert {line["query"].split()[0] for line in lines} == {f"q{number}" for number in range(200)}
-
-
-def test_a_chunk_was_used_when_a_sentence_rests_on_it_or_it_is_cited() -> None:
-    refunds = chunk("refunds", "A refund is paid within fourteen days of the return, to the card that was charged.")
-    shipping = chunk("shipping", "Parcels leave the warehouse on weekdays before noon.")
-    answer = "Sure! Your refund is paid within fourteen days. Anything else?"
-    assert used_chunks(answer, [refunds, shipping]) == ["refunds#0"]
-    assert used_chunks("See [shipping] for more.", [refunds, shipping]) == ["shipping#0"]
-    assert used_chunks("I do not know.", [refunds, shipping]) == []
-    assert used_chunks("", [refunds]) == []
