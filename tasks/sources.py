@@ -4,54 +4,85 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from html.parser import HTMLParser
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NoReturn
 
-import yaml
-from pydantic import BaseModel, ConfigDict
-
+from tasks.document_formats import PARSERS, Fields, Unreadable, decode, id_of_broken, parse_json_line
 from touchstone.errors import BadInput
+from touchstone.index import UnreadableDocument
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_FIRST_HEADING = re.compile(r"^#[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
-_FIELDS = {"id", "title", "text", "updated_at", "url"}
-_IGNORED = {"metadata"}  # BEIR's corpus files carry it
+_LONGEST_MB = 10.0
+_FUTURE = dt.timedelta(days=1)  # clocks differ
 
 
-class Document(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
     """One document as its source has it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     id: str
-    title: str = ""
+    title: str
     text: str
-    updated_at: str | None = None
-    source: str
-    content_hash: str
+    updated_at: str  # ISO 8601: as the document declares it, or else the time of its file
+    declares_date: bool
+    source: str  # its address: the path in its folder, its url, or the name of its .jsonl file
+    content_hash: str  # of title and text
 
     @property
     def record_hash(self) -> str:
-        """Changes with anything that is stored of the document, `content_hash` only with its title and text."""
-        return digest_text(self.id, self.content_hash, self.updated_at or "", self.source)
+        """Changes with anything that is stored of the document, `content_hash` only with its title and text.
+
+        The time of a file is left out: a check-out would change every document.
+        """
+        declared = self.updated_at if self.declares_date else ""
+        return digest_text(self.id, self.content_hash, declared, self.source)
+
+
+@dataclass(frozen=True)
+class SourceSnapshot:
+    """A source as it was read at one time: what it has, and what of it nobody can read."""
+
+    documents: tuple[Document, ...]  # in order of id
+    unreadable: tuple[UnreadableDocument, ...]  # in order of reading
+    read_at: str  # ISO 8601 in UTC, when reading began: what changes later is not in here
+
+    @cached_property
+    def hashes(self) -> dict[str, tuple[str, str]]:
+        """(content hash, record hash) by document id, as `touchstone.index.compare_source` takes it."""
+        return {document.id: (document.content_hash, document.record_hash) for document in self.documents}
 
 
 Found = tuple[str, Document]  # with the file:line that errors name
 
 
+def read_source(path: Path, max_document_mb: float = _LONGEST_MB) -> SourceSnapshot:
+    """All documents of a folder or a .jsonl file; those that cannot be read are listed beside the others.
+
+    Raises BadInput when there is no source, no document in it, none that can be read, or two with one id.
+    """
+    reading = _Reading.begin(max_document_mb)
+    found: list[Found] = []
+    unreadable: list[UnreadableDocument] = []
+    for one in _read(path, reading):
+        found.append(one) if isinstance(one, tuple) else unreadable.append(one)
+    if not found and unreadable:
+        first = f"{unreadable[0].where}: {unreadable[0].reason}"
+        raise BadInput(f"{path}: none of its documents can be read ({len(unreadable)}); the first: {first}")
+    return SourceSnapshot(_in_order(path, found, unreadable), tuple(unreadable), reading.now.isoformat())
+
+
 def read_documents(path: Path) -> list[Document]:
-    """All documents of a folder or a .jsonl file, in order of id."""
-    if not path.exists():
-        raise BadInput(f"{path}: there is no such folder or file; fix `source.path`")
-    found = list(_read_folder(path) if path.is_dir() else _read_jsonl(path))
-    if not found:
-        raise BadInput(f"{path}: no documents (.md, .txt, .html in a folder, or lines in a .jsonl file)")
-    _check_ids(found)
-    return sorted((document for _, document in found), key=lambda document: document.id)
+    """All documents in order of id. Raises BadInput for the first that cannot be read."""
+    found: list[Found] = []
+    for one in _read(path, _Reading.begin(_LONGEST_MB)):
+        if isinstance(one, UnreadableDocument):
+            raise BadInput(f"{one.where}: {one.reason}")
+        found.append(one)
+    return list(_in_order(path, found))
 
 
 def corpus_digest(documents: Iterable[Document]) -> str:
@@ -64,189 +95,165 @@ def digest_records(records: Iterable[tuple[str, str]]) -> str:
     return digest_text(*(f"{identity} {record}" for identity, record in sorted(records)))
 
 
-def _read_folder(folder: Path) -> Iterator[Found]:
-    """Hidden files and other suffixes are no documents."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        reader = _READERS.get(path.suffix.lower())
-        if reader and not hidden and path.is_file():
-            yield reader(path, relative)
-
-
-def _read_markdown(path: Path, relative: Path) -> Found:
-    raw = _read_text(path)
-    match = _FRONT_MATTER.match(raw)
-    if match is None and raw.startswith("---\n"):
-        raise BadInput(f"{path}:1: front matter is opened by --- and never closed")
-    fields = _front_matter(path, match[1]) if match else {}
-    text = raw[match.end() :] if match else raw
-    heading = _FIRST_HEADING.search(text)
-    title = _string(fields.get("title"), f"{path}:1", "title") or (heading[1] if heading else relative.stem)
-    return _document(f"{path}:1", _id_of(relative), title, text, fields.get("updated_at"), str(relative))
-
-
-def _read_plain(path: Path, relative: Path) -> Found:
-    return _document(f"{path}:1", _id_of(relative), relative.stem, _read_text(path), None, str(relative))
-
-
-def _read_html(path: Path, relative: Path) -> Found:
-    page = _Page()
-    page.feed(_read_text(path))
-    page.close()
-    title = page.title or relative.stem
-    return _document(f"{path}:1", _id_of(relative), title, page.text, page.updated_at, str(relative))
-
-
-_READERS: dict[str, Callable[[Path, Path], Found]] = {
-    ".md": _read_markdown,
-    ".txt": _read_plain,
-    ".html": _read_html,
-    ".htm": _read_html,
-}
-
-
-def _front_matter(path: Path, block: str) -> dict[str, Any]:
-    try:
-        fields = yaml.safe_load(block) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 2 if mark else 1  # the block starts below the first ---
-        raise BadInput(f"{path}:{line}: front matter is not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(fields, dict):
-        raise BadInput(f"{path}:2: front matter must be `field: value` lines, not {type(fields).__name__}")
-    return fields
-
-
-def _read_jsonl(path: Path) -> Iterator[Found]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield _parse_line(f"{path}:{number}", path.name, line)
-
-
-def _parse_line(where: str, source: str, line: str) -> Found:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(fields, dict):
-        raise BadInput(f"{where}: a document is a JSON object, not {type(fields).__name__}")
-    if "_id" in fields:  # BEIR's name
-        fields["id"] = fields.pop("_id")
-    if unknown := sorted(fields.keys() - _FIELDS - _IGNORED):
-        raise BadInput(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
-    identity, title, text, url = (_string(fields.get(name), where, name) for name in ("id", "title", "text", "url"))
-    if not identity:
-        raise BadInput(f"{where}: field `id` is missing or empty")
-    return _document(where, identity, title, text, fields.get("updated_at"), url or source)
-
-
-def _document(where: str, identity: str, title: str, text: str, updated_at: object, source: str) -> Found:
-    text = text.replace("\r\n", "\n").strip()
-    if not text:
-        raise BadInput(f"{where}: field `text` is missing or empty")
-    title = title.strip()
-    updated = _iso_time(updated_at, where)
-    content_hash = digest_text(title, text)
-    return where, Document(
-        id=identity, title=title, text=text, updated_at=updated, source=source, content_hash=content_hash
-    )
-
-
-def _iso_time(value: object, where: str) -> str | None:
-    """ISO 8601; YAML has already turned an unquoted date into one. A time without a zone is UTC."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, dt.datetime | dt.date):
-        value = value.isoformat()
-    try:
-        moment = dt.datetime.fromisoformat(str(value))
-    except ValueError:
-        raise BadInput(f"{where}: field `updated_at`: {value!r} is not an ISO date such as 2025-01-31") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).isoformat()
-
-
-def _string(value: object, where: str, field: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadInput(f"{where}: field `{field}` must be text, not {type(value).__name__} ({repr(value)[:60]})")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadInput(f"{where}: field `{field}` has half of a surrogate pair, which is no text; write it as UTF-8")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise BadInput(f"{path}:{line}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _check_ids(found: Iterable[Found]) -> None:
-    first: dict[str, str] = {}
-    for where, document in found:
-        if document.id in first:
-            raise BadInput(f"{where}: field `id`: {document.id!r} is already used by {first[document.id]}")
-        first[document.id] = where
-
-
-def _id_of(relative: Path) -> str:
-    return relative.with_suffix("").as_posix()
-
-
 def digest_text(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-class _Page(HTMLParser):
-    """The words of a page, headings as Markdown, so that chunks keep their heading path."""
+@dataclass(frozen=True)
+class _Reading:
+    """What one pass over a source goes by."""
 
-    _SILENT = frozenset({"script", "style", "noscript", "template", "svg"})
-    _BLOCKS = frozenset(
-        {"p", "div", "section", "article", "header", "footer", "main", "nav", "aside", "blockquote", "pre", "br"}
-        | {"ul", "ol", "li", "dl", "dt", "dd", "table", "tr"}
-    )
-    _LEVELS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+    max_document_mb: float
+    longest: int  # bytes of one document
+    now: dt.datetime
 
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.title = ""
-        self.updated_at: str | None = None
-        self._pieces: list[str] = []
-        self._silent = 0
-        self._verbatim = 0
-        self._in_title = False
+    @classmethod
+    def begin(cls, max_document_mb: float) -> _Reading:
+        return cls(max_document_mb, int(max_document_mb * 1e6), dt.datetime.now(dt.UTC))
 
-    @property
-    def text(self) -> str:
-        joined = re.sub(r"[ \t\r\f\v]+", " ", "".join(self._pieces))
-        return re.sub(r"\s*\n\s*\n\s*", "\n\n", re.sub(r" ?\n ?", "\n", joined)).strip()
+    def too_long(self) -> Unreadable:
+        limit = f"{self.max_document_mb:g} MB (`source.max_document_mb`)"
+        return Unreadable(f"longer than {limit}; split it, or raise the limit in the retrieval config")
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._silent += tag in self._SILENT
-        self._verbatim += tag == "pre"
-        self._in_title = tag == "title" or (self._in_title and tag != "body")
-        named = dict(attrs)
-        if tag == "meta" and (named.get("name") or named.get("property")) in ("updated_at", "article:modified_time"):
-            self.updated_at = named.get("content")
-        if tag in self._LEVELS:
-            self._pieces.append(f"\n\n{'#' * int(tag[1])} ")
-        elif tag in self._BLOCKS:
-            self._pieces.append("\n\n" if tag == "p" else "\n")
+    def document(self, identity: str, fields: Fields, source: str, file_time: float, name: str = "") -> Document:
+        """Raises Unreadable for one without text, or with a date that is none; `name` is its title if it has none."""
+        text = fields.text.replace("\r\n", "\n").strip()
+        if not text:
+            raise Unreadable("field `text` is missing or empty")
+        title = fields.title.strip() or name
+        declared = self._declared(fields.updated_at)
+        return Document(
+            id=identity,
+            title=title,
+            text=text,
+            updated_at=declared or self._file_date(file_time),
+            declares_date=declared is not None,
+            source=source,
+            content_hash=digest_text(title, text),
+        )
 
-    def handle_endtag(self, tag: str) -> None:
-        self._silent -= tag in self._SILENT and self._silent > 0
-        self._verbatim -= tag == "pre" and self._verbatim > 0
-        self._in_title = self._in_title and tag != "title"
-        if tag in self._LEVELS or tag in self._BLOCKS:
-            self._pieces.append("\n\n" if tag != "li" else "\n")
+    def _declared(self, value: object) -> str | None:
+        """ISO 8601; YAML has already turned an unquoted date into one. A time without a zone is UTC."""
+        if value is None or value == "":
+            return None
+        if isinstance(value, dt.datetime | dt.date):
+            value = value.isoformat()
+        try:
+            moment = dt.datetime.fromisoformat(str(value))
+        except ValueError:
+            raise Unreadable(f"field `updated_at`: {value!r} is not an ISO date such as 2025-01-31") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+        if moment > self.now + _FUTURE:
+            raise Unreadable(f"field `updated_at`: {value} is in the future; fix the date, or this machine's clock")
+        return moment.isoformat()
 
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data.strip()
-        elif not self._silent:
-            self._pieces.append(data if self._verbatim else re.sub(r"\s+", " ", data))
+    def _file_date(self, seconds: float) -> str:
+        """Nobody declared it, so one in the future is no error; it counts as now."""
+        return dt.datetime.fromtimestamp(min(seconds, self.now.timestamp()), dt.UTC).isoformat(timespec="seconds")
+
+
+def _read(path: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such folder or file; fix `source.path`") from None
+    except OSError as error:
+        _give_up(path, error)
+    return _read_folder(path, reading) if stat.S_ISDIR(mode) else _read_jsonl(path, reading)
+
+
+def _read_folder(folder: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
+    """Hidden files and other suffixes are no documents; folders that are links are not entered: they may lead back."""
+    unlisted: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=unlisted.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() in PARSERS and not name.startswith("."):
+                yield from _read_file(path, path.relative_to(folder), reading)
+    for error in unlisted:  # any document may be below it, so no id is known
+        yield UnreadableDocument(where=f"{error.filename}:1", id=None, reason=f"cannot be listed: {error.strerror}")
+
+
+def _read_file(path: Path, relative: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
+    where, identity = str(path), relative.with_suffix("").as_posix()
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return  # a pipe would never end
+        if status.st_size > reading.longest:
+            raise reading.too_long()
+        identity.encode()
+        fields = PARSERS[path.suffix.lower()](decode(path.read_bytes()))
+        yield f"{where}:1", reading.document(identity, fields, str(relative), status.st_mtime, relative.stem)
+    except Unreadable as error:
+        yield UnreadableDocument(where=f"{where}:{error.line}", id=identity, reason=error.reason)
+    except OSError as error:
+        yield UnreadableDocument(where=f"{where}:1", id=identity, reason=f"cannot be read: {error.strerror}")
+    except UnicodeEncodeError:
+        where, identity = (name.encode("utf-8", "backslashreplace").decode() for name in (where, identity))
+        yield UnreadableDocument(where=f"{where}:1", id=identity, reason="its name is not UTF-8; rename it")
+
+
+def _read_jsonl(path: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
+    try:
+        with path.open("rb") as file:
+            file_time = os.fstat(file.fileno()).st_mtime
+            for number, line in _lines(file, reading.longest):
+                where = f"{path}:{number}"
+                try:
+                    if len(line) > reading.longest:
+                        error = reading.too_long()
+                        raise Unreadable(error.reason, id=id_of_broken(line))
+                    fields = parse_json_line(line)
+                    yield where, _from_json(fields, path.name, file_time, reading)
+                except Unreadable as error:
+                    yield UnreadableDocument(where=where, id=error.id, reason=error.reason)
+    except OSError as error:
+        _give_up(path, error)
+
+
+def _from_json(fields: Fields, name: str, file_time: float, reading: _Reading) -> Document:
+    try:
+        return reading.document(fields.id, fields, fields.url or name, file_time)
+    except Unreadable as error:
+        raise Unreadable(error.reason, id=fields.id) from None
+
+
+def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their number; of one that is too long only the first `longest` + 1 bytes."""
+    number = 0
+    while line := file.readline(longest + 2):
+        number += 1
+        rest = line
+        while not rest.endswith(b"\n") and rest:
+            rest = file.readline(1 << 20)
+        line = line.removesuffix(b"\n")
+        if line and not line.isspace():
+            yield number, line
+
+
+def _in_order(
+    path: Path, found: Iterable[Found], unreadable: Iterable[UnreadableDocument] = ()
+) -> tuple[Document, ...]:
+    """Raises BadInput without documents, or when two have one id: nobody could tell which is meant."""
+    first: dict[str | None, str] = {}
+    documents: list[Document] = []
+    for where, document in found:
+        _check_new(document.id, where, first)
+        first[document.id] = where
+        documents.append(document)
+    if not documents:
+        raise BadInput(f"{path}: no documents (.md, .txt, .html in a folder, or lines in a .jsonl file)")
+    for broken in unreadable:
+        _check_new(broken.id, broken.where, first)
+    return tuple(sorted(documents, key=lambda document: document.id))
+
+
+def _check_new(identity: str | None, where: str, first: dict[str | None, str]) -> None:
+    if identity in first:
+        raise BadInput(f"{where}: field `id`: {identity!r} is already used by {first[identity]}")
+
+
+def _give_up(path: Path, error: OSError) -> NoReturn:
+    raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
