@@ -90,15 +90,13 @@ def decode(raw: bytes) -> str:
 
 
 def parse_json_line(line: bytes) -> Fields:
-    """One line of a .jsonl file; the id of a broken one is told where that is safe."""
+    """One line of a .jsonl file."""
     try:
         fields = json.loads(decode(line))
-    except Unreadable as error:
-        raise Unreadable(error.reason, id=id_of_broken(line)) from None
     except json.JSONDecodeError as error:
-        raise Unreadable(f"not JSON: {error.msg} at column {error.colno}", id=id_of_broken(line)) from None
+        raise Unreadable(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 10,000 brackets
-        raise Unreadable(f"not JSON that can be read: {error}", id=id_of_broken(line)) from None
+        raise Unreadable(f"not JSON that can be read: {error}") from None
     if not isinstance(fields, dict):
         raise Unreadable(f"a document is a JSON object, not {type(fields).__name__}")
     identity = _string(fields.get("_id", fields.get("id")), "id")
@@ -115,7 +113,7 @@ def parse_json_line(line: bytes) -> Fields:
 
 
 def id_of_broken(line: bytes) -> str | None:
-    """The id, if it is the first field and there is no other: two lines that ran into one have two."""
+    """The id on a line that is not JSON, if it comes first and is the only one: lines that ran together have two."""
     match = _ID_COMES_FIRST.match(line)
     if match is None or len(_ANY_ID.findall(line)) > 1:
         return None

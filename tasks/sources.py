@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
+import reprlib
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -111,11 +112,12 @@ class _Reading:
     def begin(cls, max_document_mb: float) -> _Reading:
         return cls(max_document_mb, int(max_document_mb * 1e6), dt.datetime.now(dt.UTC))
 
-    def too_long(self) -> Unreadable:
+    @property
+    def too_long(self) -> str:
         limit = f"{self.max_document_mb:g} MB (`source.max_document_mb`)"
-        return Unreadable(f"longer than {limit}; split it, or raise the limit in the retrieval config")
+        return f"longer than {limit}; split it, or raise the limit in the retrieval config"
 
-    def document(self, identity: str, fields: Fields, source: str, file_time: float, name: str = "") -> Document:
+    def document(self, identity: str, fields: Fields, source: str, file_date: str, name: str = "") -> Document:
         """Raises Unreadable for one without text, or with a date that is none; `name` is its title if it has none."""
         text = fields.text.replace("\r\n", "\n").strip()
         if not text:
@@ -126,7 +128,7 @@ class _Reading:
             id=identity,
             title=title,
             text=text,
-            updated_at=declared or self._file_date(file_time),
+            updated_at=declared or file_date,
             declares_date=declared is not None,
             source=source,
             content_hash=digest_text(title, text),
@@ -139,17 +141,19 @@ class _Reading:
         if isinstance(value, dt.datetime | dt.date):
             value = value.isoformat()
         try:
-            moment = dt.datetime.fromisoformat(str(value))
+            moment = dt.datetime.fromisoformat(str(value) if isinstance(value, str | int) else "")
         except ValueError:
-            raise Unreadable(f"field `updated_at`: {value!r} is not an ISO date such as 2025-01-31") from None
+            shown = reprlib.repr(value)  # a few aliases of YAML can stand for gigabytes
+            raise Unreadable(f"field `updated_at`: {shown} is not an ISO date such as 2025-01-31") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
         if moment > self.now + _FUTURE:
             raise Unreadable(f"field `updated_at`: {value} is in the future; fix the date, or this machine's clock")
         return moment.isoformat()
 
-    def _file_date(self, seconds: float) -> str:
+    def file_date(self, status: os.stat_result) -> str:
         """Nobody declared it, so one in the future is no error; it counts as now."""
-        return dt.datetime.fromtimestamp(min(seconds, self.now.timestamp()), dt.UTC).isoformat(timespec="seconds")
+        seconds = min(status.st_mtime, self.now.timestamp())
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
 
 
 def _read(path: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
@@ -172,7 +176,8 @@ def _read_folder(folder: Path, reading: _Reading) -> Iterator[Found | Unreadable
             if path.suffix.lower() in PARSERS and not name.startswith("."):
                 yield from _read_file(path, path.relative_to(folder), reading)
     for error in unlisted:  # any document may be below it, so no id is known
-        yield UnreadableDocument(where=f"{error.filename}:1", id=None, reason=f"cannot be listed: {error.strerror}")
+        where = f"{_printable(error.filename)}:1"
+        yield UnreadableDocument(where=where, id=None, reason=f"cannot be listed: {error.strerror}")
 
 
 def _read_file(path: Path, relative: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
@@ -182,55 +187,57 @@ def _read_file(path: Path, relative: Path, reading: _Reading) -> Iterator[Found 
         if not stat.S_ISREG(status.st_mode):
             return  # a pipe would never end
         if status.st_size > reading.longest:
-            raise reading.too_long()
+            raise Unreadable(reading.too_long)
         identity.encode()
         fields = PARSERS[path.suffix.lower()](decode(path.read_bytes()))
-        yield f"{where}:1", reading.document(identity, fields, str(relative), status.st_mtime, relative.stem)
+        yield f"{where}:1", reading.document(identity, fields, str(relative), reading.file_date(status), relative.stem)
     except Unreadable as error:
         yield UnreadableDocument(where=f"{where}:{error.line}", id=identity, reason=error.reason)
     except OSError as error:
         yield UnreadableDocument(where=f"{where}:1", id=identity, reason=f"cannot be read: {error.strerror}")
     except UnicodeEncodeError:
-        where, identity = (name.encode("utf-8", "backslashreplace").decode() for name in (where, identity))
-        yield UnreadableDocument(where=f"{where}:1", id=identity, reason="its name is not UTF-8; rename it")
+        reason = "its name is not UTF-8; rename it"
+        yield UnreadableDocument(where=f"{_printable(where)}:1", id=_printable(identity), reason=reason)
 
 
 def _read_jsonl(path: Path, reading: _Reading) -> Iterator[Found | UnreadableDocument]:
     try:
         with path.open("rb") as file:
-            file_time = os.fstat(file.fileno()).st_mtime
-            for number, line in _lines(file, reading.longest):
+            file_date = reading.file_date(os.fstat(file.fileno()))
+            for number, line, is_whole in _lines(file, reading.longest):
                 where = f"{path}:{number}"
                 try:
-                    if len(line) > reading.longest:
-                        error = reading.too_long()
-                        raise Unreadable(error.reason, id=id_of_broken(line))
-                    fields = parse_json_line(line)
-                    yield where, _from_json(fields, path.name, file_time, reading)
+                    yield where, _from_json(line, path.name, file_date, reading)
                 except Unreadable as error:
-                    yield UnreadableDocument(where=where, id=error.id, reason=error.reason)
+                    identity = error.id or (id_of_broken(line) if is_whole else None)
+                    yield UnreadableDocument(where=where, id=identity, reason=error.reason)
     except OSError as error:
         _give_up(path, error)
 
 
-def _from_json(fields: Fields, name: str, file_time: float, reading: _Reading) -> Document:
+def _from_json(line: bytes, name: str, file_date: str, reading: _Reading) -> Document:
+    if len(line) > reading.longest:
+        raise Unreadable(reading.too_long)
+    fields = parse_json_line(line)
     try:
-        return reading.document(fields.id, fields, fields.url or name, file_time)
+        return reading.document(fields.id, fields, fields.url or name, file_date)
     except Unreadable as error:
         raise Unreadable(error.reason, id=fields.id) from None
 
 
-def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their number; of one that is too long only the first `longest` + 1 bytes."""
+def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Lines that are not blank: number, bytes (`longest` + 1 of them at most), and whether the line has an end.
+
+    A file that is still being written, or was cut, ends in the middle of a line.
+    """
     number = 0
     while line := file.readline(longest + 2):
         number += 1
         rest = line
-        while not rest.endswith(b"\n") and rest:
+        while rest and not rest.endswith(b"\n"):
             rest = file.readline(1 << 20)
-        line = line.removesuffix(b"\n")
-        if line and not line.isspace():
-            yield number, line
+        if not line.isspace():
+            yield number, line.removesuffix(b"\n"), bool(rest)
 
 
 def _in_order(
@@ -257,3 +264,8 @@ def _check_new(identity: str | None, where: str, first: dict[str | None, str]) -
 
 def _give_up(path: Path, error: OSError) -> NoReturn:
     raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _printable(name: str) -> str:
+    """A file's name may be bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode()

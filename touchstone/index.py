@@ -84,7 +84,7 @@ def compare_source(
     missing = held.keys() - source.keys()
     kept = missing if None in broken else missing & broken
     deleted, added = missing - kept, source.keys() - held.keys()
-    renamed = _renamed({held[id].content_hash: id for id in sorted(deleted)}, source, sorted(added))
+    renamed = _renamed({id: held[id].content_hash for id in sorted(deleted)}, source, sorted(added))
     both = held.keys() & source.keys()
     changed = {id for id in both if held[id].content_hash != source[id][0]}
     touched = {id for id in both - changed if held[id].record_hash != source[id][1]}
@@ -114,9 +114,11 @@ def check_shrink(changes: SourceChanges, indexed: int, max_shrink: float) -> Non
 def _renamed(
     gone: Mapping[str, str], source: Mapping[str, tuple[str, str]], added: Iterable[str]
 ) -> tuple[tuple[str, str], ...]:
-    """A new id with the content of one that is gone; each old id is used once."""
-    left = dict(gone)
-    pairs = [(left.pop(source[new][0]), new) for new in added if source[new][0] in left]
+    """A new id with the content of one that is gone; each old id is used once, equal documents in order of id."""
+    left: dict[str, list[str]] = {}
+    for old, content in reversed(list(gone.items())):
+        left.setdefault(content, []).append(old)
+    pairs = [(left[content].pop(), new) for new in added if left.get(content := source[new][0])]
     return tuple(sorted(pairs))
 
 
