@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import yaml
@@ -141,7 +141,7 @@ def _string(value: object, field: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Unreadable(f"field `{field}` must be text, not {type(value).__name__} ({reprlib.repr(value)})")
+        raise Unreadable(f"field `{field}` must be text, not {shown(value)}")
     if (not value.isascii() or "\0" in value) and (wrong := _NO_TEXT.search(value)):
         what = "a NUL character" if wrong[0] == "\0" else "half of a surrogate pair"
         raise Unreadable(f"field `{field}` has {what}, which is no text; write it as UTF-8")
@@ -150,3 +150,9 @@ def _string(value: object, field: str) -> str:
 
 def _line_at(raw: bytes, place: int) -> int:
     return raw.count(b"\n", 0, place) + 1
+
+
+def shown(value: object) -> str:
+    """A wrong value for an error. Of a list only the type: a few aliases of YAML can stand for gigabytes."""
+    kind = type(value).__name__
+    return f"{kind} ({repr(value)[:60]})" if isinstance(value, str | int | float | date) else kind

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
-import reprlib
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from tasks.document_formats import PARSERS, Fields, Unreadable, decode, id_of_broken, parse_json_line
+from tasks.document_formats import PARSERS, Fields, Unreadable, decode, id_of_broken, parse_json_line, shown
 from touchstone.errors import BadInput
 from touchstone.index import UnreadableDocument
 
@@ -143,8 +142,8 @@ class _Reading:
         try:
             moment = dt.datetime.fromisoformat(str(value) if isinstance(value, str | int) else "")
         except ValueError:
-            shown = reprlib.repr(value)  # a few aliases of YAML can stand for gigabytes
-            raise Unreadable(f"field `updated_at`: {shown} is not an ISO date such as 2025-01-31") from None
+            given = repr(value)[:60] if isinstance(value, str) else shown(value)
+            raise Unreadable(f"field `updated_at`: {given} is not an ISO date such as 2025-01-31") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
         if moment > self.now + _FUTURE:
             raise Unreadable(f"field `updated_at`: {value} is in the future; fix the date, or this machine's clock")

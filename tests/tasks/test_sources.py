@@ -85,6 +85,9 @@ def test_the_digest_changes_with_content_and_not_with_the_order_of_lines(tmp_pat
         ('{"id": "b", "text": "  "}', r"corpus\.jsonl:2: field `text` is missing or empty"),
         ('{"id": "b", "text": 7}', r"corpus\.jsonl:2: field `text` must be text, not int"),
         ('{"id": "b", "text": "\\ud800"}', r"corpus\.jsonl:2: field `text` has half of a surrogate pair"),
+        ('{"id": "b", "text": "\\u0000"}', r"corpus\.jsonl:2: field `text` has a NUL character"),
+        ('{"id": "b", "text": ' + "7" * 5_000 + "}", r"corpus\.jsonl:2: not JSON that can be read"),
+        ("[" * 20_000, r"corpus\.jsonl:2: not JSON that can be read"),
         ('{"id": "b", "text": "x", "colour": 1}', r"corpus\.jsonl:2: unknown field 'colour'"),
         (
             '{"id": "b", "text": "x", "updated_at": "soon"}',
@@ -105,7 +108,12 @@ def test_a_bad_line_is_named_with_its_field(tmp_path: Path, line: str, message: 
         ("---\ntitle: x\n\nText", r"a\.md:1: front matter is opened by --- and never closed"),
         ("---\n- one\n---\nText", r"a\.md:2: front matter must be"),
         ("---\ntitle: 7\n---\nText", r"a\.md:1: field `title` must be text, not int"),
+        ("---\r\ntitle: x\r\n\r\nText", r"a\.md:1: front matter is opened by --- and never closed"),
         ("---\nupdated_at: yesterday\n---\nText", r"a\.md:1: field `updated_at`"),
+        ("---\nupdated_at: 2025-02-30\n---\nText", r"a\.md:2: front matter has a value .* day is out of range"),
+        ("---\nupdated_at: [2025-01-01]\n---\nText", r"a\.md:1: field `updated_at`: list is not an ISO date"),
+        ("---\ntitle: !!bool neither\n---\nText", r"a\.md:2: front matter has a value that cannot be read"),
+        ("---\ntitle: " + "[" * 20_000 + "\n---\nText", r"a\.md:2: front matter has a value that cannot be read"),
         ("---\ntitle: x\n---\n", r"a\.md:1: field `text` is missing or empty"),
     ],
 )
@@ -130,3 +138,9 @@ def test_missing_and_empty_sources_say_so(tmp_path: Path) -> None:
         read_documents(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="no documents"):
         read_documents(tmp_path)
+
+
+def test_the_meta_tag_of_a_page_is_its_date(tmp_path: Path) -> None:
+    page = '<meta property="article:modified_time" content="2025-03-01T10:00:00Z"><p>Text</p>'
+    (document,) = read_documents(write(tmp_path, a_DOT_html=page))
+    assert (document.updated_at, document.declares_date) == ("2025-03-01T10:00:00+00:00", True)
