@@ -7,28 +7,22 @@ pointer can go back to; everything else is removed by `clean_up` once it is old.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import timedelta
 
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.index_table import open_latest, open_table, writer_lock
+from tasks.index_retention import CleanUp, TagOwner, clean_table, retag, tag_version
+from tasks.index_table import open_latest, writer_lock
 from tasks.ledger import Ledger
 from touchstone.errors import BadInput, LedgerConflict, Unmeasurable
 from touchstone.index import IndexVersion
 from touchstone.ledger import EventKind, LedgerEvent, index_subject
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
 _KEPT = 3
-_NEVER = timedelta(days=36_500)
-_LANCE_ERRORS = (RuntimeError, OSError, ValueError)
 _log = logging.getLogger("touchstone")
 
 
@@ -43,20 +37,13 @@ class LivePointer:
     build_key: str | None = None  # None: moved by hand
 
 
-@dataclass(frozen=True)
-class CleanUp:
-    """What a clean-up did to one table."""
-
-    table: str
-    removed: tuple[int, ...] = ()
-    versions: int = 0  # that are left
-    oldest_tag: str | None = None  # nothing newer than the version it names could be removed
-    skipped: str | None = None  # why nothing was done
-
-
 def live_pointer(ledger: Ledger, config_name: str) -> LivePointer | None:
-    """What is live now; None: nothing was ever promoted."""
-    event = ledger.latest(EventKind.INDEX_PROMOTED, index_subject(config_name))
+    """What is live now; None: nothing was ever promoted. Raises Unmeasurable when the ledger cannot be read."""
+    try:
+        event = ledger.latest(EventKind.INDEX_PROMOTED, index_subject(config_name))
+    except SQLAlchemyError as error:
+        reason = getattr(error, "orig", None) or error
+        raise Unmeasurable(f"the ledger cannot say which index of {config_name} is live: {reason}") from None
     return None if event is None else _pointer(event)
 
 
@@ -73,7 +60,8 @@ def promote(
     Raises LedgerConflict when the pointer was moved since, Unmeasurable when the version cannot be read; the pointer
     is then as it was. Needs no lock: a version that was just built is too young for any clean-up.
     """
-    _tag(ledger, lance_uri, index)  # first: a clean-up must not take what is about to be live
+    # The tag comes first: a clean-up must not take what is about to be live.
+    tag_version(lance_uri, TagOwner(ledger.environment, index.config_name), index)
     try:
         pointer = _move(ledger, index, after, reason, build_key)
     except LedgerConflict:
@@ -101,7 +89,7 @@ def roll_back(ledger: Ledger, lance_uri: str, config_name: str, to: str | None =
         if target.label not in {index.label for index in retained_versions(history, _KEPT)}:
             stack.enter_context(writer_lock(lance_uri, target.table, wait=True))  # it has no tag: keep clean-ups away
         try:
-            rows = _tag(ledger, lance_uri, target)
+            rows = tag_version(lance_uri, TagOwner(ledger.environment, config_name), target)
         except Unmeasurable as error:
             raise Unmeasurable(f"{config_name}: {error}. {live.index.label} stays live") from None
         if rows != target.chunks:
@@ -162,54 +150,8 @@ def clean_up(
     history = pointer_history(ledger, config_name)
     retained = retained_versions(history, keep)
     tables = dict.fromkeys(pointer.index.table for pointer in history)
-    return [_clean_table(ledger, lance_uri, config_name, table, retained, older_than) for table in tables]
-
-
-def _clean_table(
-    ledger: Ledger,
-    lance_uri: str,
-    config_name: str,
-    name: str,
-    retained: Iterable[IndexVersion],
-    older_than: timedelta,
-) -> CleanUp:
-    try:
-        with writer_lock(lance_uri, name, wait=False):
-            table = open_latest(lance_uri, name)
-            if table is None:
-                return CleanUp(name, skipped="there is no such table any more")
-            _retag(table, ledger.environment, config_name, retained)
-            return _remove_old(table, older_than)
-    except LedgerConflict:
-        return CleanUp(name, skipped="a build of this index is running")
-    except _LANCE_ERRORS as error:
-        _log.warning("index %s could not be cleaned up: %s", name, error)
-        return CleanUp(name, skipped=str(error))
-
-
-def _remove_old(table: Table, older_than: timedelta) -> CleanUp:
-    """Two calls of optimize: the first may compact for minutes, the second has only to remove.
-
-    The cut-off is just above the newest version that goes, as far as possible below the oldest tagged one: Lance
-    refuses to remove anything when a tagged version is older than the cut-off, and counts from its own clock.
-    """
-    before = _versions(table)
-    tags = {name: tag["version"] for name, tag in table.tags.list().items()}
-    oldest_tag = min(tags, key=lambda name: tags[name], default=None)
-    reach = max(before) if oldest_tag is None else tags[oldest_tag]  # the latest version is never removed
-    limit = datetime.now(UTC) - older_than
-    old = [version for version, made in before.items() if version < reach and made < limit]
-    if old:
-        table.optimize(cleanup_older_than=_NEVER)
-        table.optimize(cleanup_older_than=datetime.now(UTC) - max(before[version] for version in old))
-        table.checkout_latest()
-    after = _versions(table)
-    return CleanUp(table.name, tuple(sorted(before.keys() - after.keys())), len(after), oldest_tag)
-
-
-def _versions(table: Table) -> dict[int, datetime]:
-    """When each version was made. Lance gives local times without a zone."""
-    return {entry["version"]: entry["timestamp"].astimezone(UTC) for entry in table.list_versions()}
+    owner = TagOwner(ledger.environment, config_name)
+    return [clean_table(lance_uri, owner, table, retained, older_than) for table in tables]
 
 
 def _move(ledger: Ledger, index: IndexVersion, after: int, reason: str, build_key: str | None = None) -> LivePointer:
@@ -218,13 +160,18 @@ def _move(ledger: Ledger, index: IndexVersion, after: int, reason: str, build_ke
 
 
 def _pointer(event: LedgerEvent) -> LivePointer:
+    """Fields that a later touchstone added are passed over: readers and builders are not upgraded at one moment."""
+    payload = event.payload
     try:
-        index = IndexVersion.model_validate(event.payload["index"])
-        return LivePointer(index, event.sequence, event.at, event.payload["reason"], event.payload.get("build_key"))
+        known = {name: value for name, value in payload["index"].items() if name in IndexVersion.model_fields}
+        index = IndexVersion.model_validate(known)
+        return LivePointer(index, event.sequence, event.at, payload["reason"], payload.get("build_key"))
     except (KeyError, ValidationError) as error:
+        fields = error.errors() if isinstance(error, ValidationError) else [{"loc": error.args}]
+        names = ", ".join(str(field["loc"][0]) for field in fields)
         raise Unmeasurable(
-            f"ledger event {event.sequence} ({event.kind}) cannot be understood: {error}; was it written by another "
-            "version of touchstone?"
+            f"ledger event {event.sequence} ({event.kind}) names no index that can be read: {names}; another "
+            "version of touchstone wrote it"
         ) from None
 
 
@@ -246,45 +193,14 @@ def _target(history: Sequence[LivePointer], config_name: str, to: str | None) ->
     return known[to]
 
 
-def _tag(ledger: Ledger, lance_uri: str, index: IndexVersion) -> int:
-    """Keep a version from clean-ups; returns its rows. Raises Unmeasurable when it cannot be read."""
-    table = open_table(lance_uri, index.table, index.version)
-    name = _tag_prefix(ledger.environment, index.config_name) + str(index.version)
-    try:
-        if name not in table.tags.list():
-            table.tags.create(name, index.version)
-        return table.count_rows()
-    except _LANCE_ERRORS as error:
-        raise Unmeasurable(f"index {index.label} cannot be tagged: {error}") from None
-
-
 def _retag_all(ledger: Ledger, lance_uri: str, config_name: str) -> None:
     """Tags of what may go. A clean-up does it again, so a failure costs some disk and no promotion."""
+    owner = TagOwner(ledger.environment, config_name)
     try:
         history = pointer_history(ledger, config_name)
         for name in {pointer.index.table for pointer in history}:
             table = open_latest(lance_uri, name)
             if table is not None:
-                _retag(table, ledger.environment, config_name, retained_versions(history, _KEPT))
+                retag(table, owner, retained_versions(history, _KEPT))
     except Exception as error:  # whatever it is: the pointer has moved, or an error that matters more is on its way
         _log.warning("tags of %s could not be brought up to date: %s", config_name, error)
-
-
-def _retag(table: Table, environment: str, config_name: str, retained: Iterable[IndexVersion]) -> None:
-    """Tags of this config and environment: those of retained versions that still exist, and no others."""
-    prefix = _tag_prefix(environment, config_name)
-    found = {name for name in table.tags.list() if name.startswith(prefix)}
-    wanted = {prefix + str(index.version): index.version for index in retained if index.table == table.name}
-    exist = {entry["version"] for entry in table.list_versions()}
-    for name in wanted.keys() - found:
-        if wanted[name] in exist:
-            table.tags.create(name, wanted[name])
-    for name in found - wanted.keys():
-        table.tags.delete(name)
-
-
-def _tag_prefix(environment: str, config_name: str) -> str:
-    """Names that Lance takes. One letter outside ASCII in a tag, and `tags.list()` of the whole table fails."""
-    digest = hashlib.sha256(f"{environment}/{config_name}".encode()).hexdigest()[:8]
-    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{environment}-{config_name}").strip("-")[:80]
-    return f"live-{words}-{digest}-"

@@ -12,6 +12,7 @@ import pytest
 
 from tasks.indexing import ensure_index
 from tasks.retrieval import Retriever
+from touchstone.errors import Unmeasurable
 from touchstone.results import Retrieval
 from touchstone.retrieval_config import RetrievalConfig, Source
 
@@ -31,17 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def retriever(folder: Path, search: str, embedding_model: str = "hashing", top_k: int = 2) -> Retriever:
-    config = RetrievalConfig.model_validate(
-        {
-            "name": search,
-            "version": "1.0.0",
-            "source": Source(path="corpus.jsonl"),
-            "embedding_model": embedding_model,
-            "search": search,
-            "top_k": top_k,
-        }
-    )
+def configured(**changes: object) -> RetrievalConfig:
+    known = {"name": "help", "version": "1.0.0", "source": Source(path="corpus.jsonl"), "embedding_model": "hashing"}
+    return RetrievalConfig.model_validate({**known, "top_k": 2, **changes})
+
+
+def retriever(folder: Path, search: str, embedding_model: str = "hashing") -> Retriever:
+    config = configured(search=search, embedding_model=embedding_model)
     lance = str(folder / "lance")
     return Retriever.open(config, ensure_index(config, folder / "corpus.jsonl", lance), lance)
 
@@ -123,3 +120,31 @@ def test_searching_prints_no_warning(folder: Path, capfd: pytest.CaptureFixture[
         for searcher in searchers:
             searcher.search("refund")
     assert capfd.readouterr() == ("", "")
+
+
+def test_headings_are_told_by_chunk(tmp_path: Path) -> None:
+    config, lance = configured(source=Source(path="docs")), str(tmp_path / "lance")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "it's here.md").write_text("# Parcels\n\nA duty may be due.")
+    opened = Retriever.open(config, ensure_index(config, tmp_path / "docs", lance), lance)
+    found = opened.search("duty")
+    assert opened.headings(found) == {"it's here#0": "Parcels"}
+    assert opened.headings(found.model_copy(update={"chunks": ()})) == {}
+
+
+def test_whether_distances_are_refined_is_decided_by_the_table_and_not_by_the_config(tmp_path: Path) -> None:
+    topics = [f"subject{number} detail{number * 7 % 300}" for number in range(300)]
+    lines = [json.dumps({"id": f"d{number}", "title": topic, "text": topic}) for number, topic in enumerate(topics)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    lance = str(tmp_path / "lance")
+    approximate = ensure_index(configured(index="pq"), tmp_path / "corpus.jsonl", lance)
+    for index in ("flat", "auto"):
+        answers = Retriever.open(configured(index=index), approximate, lance).search_many(topics[:20])
+        assert [answer.chunks[0].score for answer in answers] == pytest.approx([1] * 20, abs=1e-5)
+
+
+def test_searching_for_words_without_a_word_index_says_what_to_do(tmp_path: Path, folder: Path) -> None:
+    lance = str(tmp_path / "lance")
+    index = ensure_index(configured(), folder / "corpus.jsonl", lance)
+    with pytest.raises(Unmeasurable, match=r"no word index.*touchstone reindex --config help"):
+        Retriever.open(configured(search="hybrid"), index, lance)
