@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -75,6 +75,26 @@ def case_progress(total: int, title: str) -> Iterator[Any]:
         count += 1
         if count == total or count % max(1, total // 10) == 0:
             err.print(f"{title}: {count}/{total} cases")
+
+    yield note
+
+
+@contextmanager
+def count_progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a callback (done, total): a bar on a terminal, a plain line per tenth elsewhere."""
+    if err.is_terminal:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=err, transient=True) as progress:
+            bar = progress.add_task(title, total=None)
+            yield lambda done, total: progress.update(bar, completed=done, total=total)
+        return
+    tenths = 0
+
+    def note(done: int, total: int) -> None:
+        nonlocal tenths
+        if 10 * done // total > tenths:
+            tenths = 10 * done // total
+            err.print(f"{title}: {done}/{total} {unit}")
 
     yield note
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 import subprocess
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.indexing import IndexVersion, ensure_index
+from tasks.embedding import judge_embedding
+from tasks.embedding_cache import EmbeddingCache, cache_key
+from tasks.indexing import ensure_index, indexed_documents
+from tasks.ledger import Ledger
+from tasks.live_index import live_pointer
 from tasks.loading import (
     GoldenSet,
     check_relevant_ids,
@@ -19,13 +24,13 @@ from tasks.loading import (
     load_prompt,
     load_retrieval_config,
 )
-from tasks.sources import read_documents
 from tasks.spool import Spool, existing_spool
-from tasks.vendor import check_endpoint, price_of
+from tasks.vendor_endpoint import check_cap, check_endpoint
 from touchstone.bundle import Bundle, Endpoint, Judge, bundle_fingerprint, judge_fingerprint
 from touchstone.cases import GoldenCase
 from touchstone.drift import MetricSpec
 from touchstone.errors import BadInput
+from touchstone.index import IndexVersion
 from touchstone.prompts import Prompt
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.settings import Settings
@@ -117,6 +122,14 @@ class EvalPlan:
             found.append(self.bundle.judge)
         return found
 
+    @property
+    def judge_embedding(self) -> Endpoint | None:
+        """The vendor's embedding model that answer relevancy calls; None: there is none."""
+        needed = any(
+            scorer.kind == "ragas" and scorer.metric == "answer_relevancy" for scorer in self.golden.policy.scorers
+        )
+        return judge_embedding(self.bundle.judge) if needed and self.bundle.judge else None
+
 
 def plan_eval(settings: Settings, request: EvalRequest, *, purpose: str = "eval") -> EvalPlan:
     """A new run. Raises BadInput on whatever would make it fail or mislead later."""
@@ -152,8 +165,9 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
     prompt, retrieval, index = None, None, None
     if bundle.retrieval:
         retrieval, source = load_retrieval_config(root, bundle.retrieval)
-        check_relevant_ids(golden, _document_ids(source), source)
-        index = ensure_index(retrieval, source, settings.lance)
+        index = _index(settings, retrieval, source)
+        known = {document.id for document in indexed_documents(settings.lance, index)}
+        check_relevant_ids(golden, known, source)
     if bundle.prompt is not None:
         needed = {"question", "context"} if retrieval else {"question"}
         prompt = load_prompt(root, bundle.prompt, needed)
@@ -193,8 +207,15 @@ def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | Non
     return load_prompt(root, bundle.judge.prompt, {"payload"}, {"schema"})
 
 
-def _document_ids(source: Path) -> set[str]:
-    return {document.id for document in read_documents(source)}
+def _index(settings: Settings, retrieval: RetrievalConfig, source: Path) -> IndexVersion:
+    """What readers are served; a config that was never promoted, or changed since, gets an index of its own."""
+    with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+        live = live_pointer(ledger, retrieval.name)
+    if live is not None and live.index.fingerprint == retrieval.index_fingerprint:
+        return live.index
+    cache = EmbeddingCache(settings.embedding_cache, cache_key(retrieval))
+    with closing(cache):
+        return ensure_index(retrieval, source, settings.lance, cache=cache)
 
 
 def _git_commit(root: Path) -> str:
@@ -210,11 +231,10 @@ def _git_commit(root: Path) -> str:
 def _check_vendors(plan: EvalPlan) -> None:
     for endpoint in plan.endpoints:
         check_endpoint(endpoint)
-        if plan.cap_usd is not None and price_of(endpoint) is None:
-            raise BadInput(
-                f"the price of {endpoint.model} is unknown, so the spend cap of {plan.cap_usd:g} USD cannot be kept; "
-                "add `price: {input_per_million, output_per_million}` to the bundle, or remove the cap"
-            )
+        check_cap(endpoint, plan.cap_usd, "add `price: {input_per_million, output_per_million}` to the bundle")
+    if embedding := plan.judge_embedding:
+        check_endpoint(embedding, "judge.embedding_model")
+        check_cap(embedding, plan.cap_usd, "add `embedding: {usd_per_million_tokens: ...}` to the judge", "embedding")
 
 
 def judge_of(bundle: Bundle) -> Judge:

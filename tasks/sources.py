@@ -75,10 +75,10 @@ def read_source(path: Path, max_document_mb: float = _LONGEST_MB) -> SourceSnaps
     return SourceSnapshot(_in_order(path, found, unreadable), tuple(unreadable), reading.now.isoformat())
 
 
-def read_documents(path: Path) -> list[Document]:
+def read_documents(path: Path, max_document_mb: float = _LONGEST_MB) -> list[Document]:
     """All documents in order of id. Raises BadInput for the first that cannot be read."""
     found: list[Found] = []
-    for one in _read(path, _Reading.begin(_LONGEST_MB)):
+    for one in _read(path, _Reading.begin(max_document_mb)):
         if isinstance(one, UnreadableDocument):
             raise BadInput(f"{one.where}: {one.reason}")
         found.append(one)

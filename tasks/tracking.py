@@ -23,11 +23,11 @@ from tasks.tracking_address import (
     TrackingUnavailable,
     compare_url,
     connected,
-    is_http,
     run_url,
     tracking_uri,
     ui_command,
 )
+from tasks.tracking_experiment import ensure_experiment
 from tasks.tracking_run import dataset_input, metrics_of, params_of, run_name, started, tags_of, write_artifacts
 from tasks.tracking_traces import CaseTraces, choose_cases, headline_pass_fail, sync_traces, trace_id
 from touchstone.errors import BadInput, TouchstoneError
@@ -228,22 +228,8 @@ def _wanted_traces(
 
 def _experiment(client: MlflowClient, settings: Settings, dataset: str) -> str:
     """One experiment per golden set, so that MLflow's comparisons line up."""
-    from mlflow.exceptions import MlflowException
-
-    name = f"touchstone/{dataset}"
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        location = None if is_http(tracking_uri(settings)) else settings.state.absolute() / "mlartifacts" / dataset
-        tags = {"mlflow.experimentKind": "genai_development", "mlflow.note.content": _experiment_note(dataset)}
-        try:
-            return client.create_experiment(name, str(location) if location else None, tags)
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # somebody else created it meanwhile
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+    kind = {"mlflow.experimentKind": "genai_development"}
+    return ensure_experiment(client, settings, dataset, _experiment_note(dataset), kind)
 
 
 def _experiment_note(dataset: str) -> str:

@@ -25,9 +25,11 @@ class IndexVersion(_Record):
     embedding_model: str
     documents: int
     chunks: int
-    content_digest: str = Field(description="Of the documents, as `tasks.sources.corpus_digest` computes it")
+    content_digest: str = Field(description="Of the documents as they are stored")
     built_at: str
     parent: str | None = Field(default=None, description="Label of the version that was live when this was built")
+    search: str = Field(default="semantic", description="How it is meant to be searched, as its config said")
+    top_k: int = 8
 
     @property
     def label(self) -> str:
@@ -187,6 +189,14 @@ class RetrievalEvaluation(_Record):
         return recall | {comparison.metric: comparison.new for comparison in self.comparisons}
 
 
+def decide_switch(validation: Validation, retrieval: RetrievalEvaluation) -> tuple[bool, str]:
+    """(may readers be switched, why). Absence of evidence is no pass; having no golden set is the config's choice."""
+    if not validation.passed:
+        failed = "; ".join(f"{expectation.name}: {expectation.detail}" for expectation in validation.failures)
+        return False, f"validation failed: {failed}"
+    return retrieval.verdict in {"pass", "skipped"}, retrieval.reason
+
+
 class BuildReport(_Record):
     """All that is known of one build; the ledger keeps it, MLflow and Prefect show it."""
 
@@ -195,7 +205,7 @@ class BuildReport(_Record):
     config_version: str
     started_at: str
     trigger: str = Field(description="Who asked: hand, schedule, or an event's name")
-    index: IndexVersion | None = Field(description="None: the build stopped before there was a version")
+    index: IndexVersion | None = Field(default=None, description="None: the build stopped before there was one")
     live_before: str | None = None
     promoted: bool = False
     reason: str = ""
@@ -205,6 +215,7 @@ class BuildReport(_Record):
     embedded_chunks: int = 0
     reused_chunks: int = 0
     quarantined: tuple[QuarantinedChunk, ...] = ()
+    suspicious: tuple[QuarantinedChunk, ...] = Field(default=(), description="Indexed all the same, by policy")
     pii: dict[str, int] = Field(default_factory=dict, description="Chunks by kind of personal data found")
     validation: Validation | None = None
     retrieval: RetrievalEvaluation | None = None
@@ -215,9 +226,19 @@ class BuildReport(_Record):
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
 
+    @property
+    def could_be_promoted(self) -> bool:
+        """Nothing speaks against it, but promotion was not asked for."""
+        return bool(self.validation and self.retrieval and decide_switch(self.validation, self.retrieval)[0])
+
+    @property
+    def is_current(self) -> bool:
+        """The live index already held the source as it is."""
+        return self.index is not None and self.index.label == self.live_before
+
     def summary(self) -> dict[str, Any]:
         """The object that `touchstone reindex --json` prints."""
-        full = self.model_dump(mode="json", exclude={"index", "changes", "retrieval", "pii"})
+        full = self.model_dump(mode="json", exclude={"index", "changes", "retrieval"})
         return full | {
             "index_version": self.index.label if self.index else None,
             "added_documents": len(self.changes.added),
@@ -228,5 +249,4 @@ class BuildReport(_Record):
             "kept_documents": list(self.changes.kept),
             "retrieval_metrics": self.retrieval.metrics if self.retrieval else {},
             "retrieval_evaluation": self.retrieval.model_dump(mode="json") if self.retrieval else None,
-            "pii": self.pii,
         }

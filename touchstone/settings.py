@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import (
@@ -31,6 +32,11 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=32, ge=1, le=1024, description="Vendor calls in flight at once, per process")
     deadline_s: float = Field(default=60.0, gt=0, description="Per vendor call, all of it, each attempt")
     attempts: int = Field(default=4, ge=1, le=10, description="Per vendor call, transport failures only")
+    task_runner: Literal["threads", "dask", "ray"] = Field(default="threads", description="Where texts are embedded")
+    task_runner_address: str = Field(
+        default="", description="Of a Dask scheduler or Ray cluster; empty: local"
+    )
+    task_workers: int = Field(default=2, ge=1, le=1024, description="Threads, or workers of a local Dask or Ray")
     trace_limit: int = Field(default=500, ge=0, description="Runs up to this size send a trace for every case")
 
     @classmethod
@@ -51,6 +57,10 @@ class Settings(BaseSettings):
     @property
     def lance(self) -> str:
         return self.lance_uri or str(self.state / "lance")
+
+    @property
+    def embedding_cache(self) -> Path:
+        return self.state / "embeddings.db"
 
     @property
     def ledger(self) -> str:
