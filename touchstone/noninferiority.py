@@ -87,7 +87,7 @@ def decide(
         reason = f"{means}: at worst {bound:+.3f} with {confidence}, within the margin of {margin:g}"
         return _result(x, y, bound, "not_inferior", reason, None)
     if differences.mean() <= -margin and _denies(-differences, 0.0, alpha):
-        reason = f"{means}: lower with {confidence}, and by more than the margin of {margin:g}"
+        reason = f"{means}: lower with {confidence}, by {-differences.mean():.3f} where the margin is {margin:g}"
         return _result(x, y, bound, "inferior", reason, None)
     needed = _needed(differences, margin, alpha)
     reason = f"{means}: {bound:+.3f} cannot be ruled out with {confidence}, the margin is {margin:g}"
