@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+from touchstone.pii import KEY_SHAPES
+
 _SECRETS = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|ghp|gho|glpat|AIza)[-_]?[A-Za-z0-9_*-]{12,}"
+    rf"{KEY_SHAPES}"
+    r"|\b(?:sk|pk|rk|gsk|xai|hf|ghp|gho|glpat|AIza)[-_]?[A-Za-z0-9_*-]{12,}"  # also masked ones: sk-ab***yz
     r"|(?i:\bbearer\s+)[^\s\"',;]{6,}"
     r"|(?i:\b(?:api[-_ ]?key|x-api-key|authorization|token|secret|password)\b[\"']?\s*(?:[:=]|provided:?|is)\s*[\"']?)"
     r"(?!\[redacted)[^\s\"',;}]{6,}"
