@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,9 @@ class Counters:
     by_kind: Counter[str] = field(default_factory=Counter)
     by_model: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    embedded_texts: int = 0
+    embedding_tokens: int = 0
+    embedded: set[int] = field(default_factory=set)  # digests of the texts, each once
     bodies: dict[str, _Body] = field(default_factory=dict)
 
     def arrive(self, body: str) -> int:
@@ -44,6 +47,13 @@ class Counters:
         record.answers += 1
         return record.answers - 1
 
+    def embed(self, texts: Sequence[str], tokens: int) -> None:
+        """Count an embeddings call that is answered, and its texts."""
+        self.by_kind["embedding"] += 1
+        self.embedded_texts += len(texts)
+        self.embedding_tokens += tokens
+        self.embedded.update(hash(text) for text in texts)
+
     def complete(self, body: str) -> None:
         """Count an answer that was fully sent."""
         self.completed += 1
@@ -56,12 +66,15 @@ class Counters:
 
     def reset(self) -> None:
         """Start from zero."""
-        self.calls = self.completed = 0
-        for mapping in (self.by_kind, self.by_model, self.faults, self.bodies):
-            mapping.clear()
+        self.calls = self.completed = self.embedded_texts = self.embedding_tokens = 0
+        for collection in (self.by_kind, self.by_model, self.faults, self.bodies, self.embedded):
+            collection.clear()
 
     def as_json(self) -> dict[str, Any]:
-        """The totals; `completed_distinct` below `completed` means that a body was paid for twice."""
+        """The totals; `completed_distinct` below `completed` means that a body was paid for twice.
+
+        `embedded_distinct` below `embedded_texts` means the same of a text, whatever request it was part of.
+        """
         return {
             "calls": self.calls,
             "completed": self.completed,
@@ -70,6 +83,9 @@ class Counters:
             "by_kind": dict(self.by_kind),
             "by_model": dict(self.by_model),
             "faults": dict(self.faults),
+            "embedded_texts": self.embedded_texts,
+            "embedded_distinct": len(self.embedded),
+            "embedding_tokens": self.embedding_tokens,
             "cpu_s": round(time.process_time(), 4),
         }
 

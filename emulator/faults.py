@@ -26,12 +26,18 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "wrong_model": {"model": None},
     "fingerprint": {"value": "fp_changed"},
     "drip": {"interval_s": 0.05, "chunk_bytes": 8},
+    "missing_vector": {},
+    "shuffled_vectors": {},
+    "ragged_vectors": {},
+    "nan_vector": {},
+    "zero_vector": {},
 }
 # Of one stage only the first fault that strikes counts; faults of different stages add up.
 STAGES: Mapping[str, frozenset[str]] = {
     "delay": frozenset({"latency"}),
     "refusal": frozenset({"rate_limit", "server_error", "timeout", "disconnect", "deprecated"}),
     "content": frozenset({"empty_choices", "null_content", "cut", "length", "content_filter"}),
+    "vectors": frozenset({"missing_vector", "shuffled_vectors", "ragged_vectors", "nan_vector", "zero_vector"}),
     "model": frozenset({"wrong_model"}),
     "fingerprint": frozenset({"fingerprint"}),
     "delivery": frozenset({"malformed_json", "drip"}),

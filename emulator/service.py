@@ -12,9 +12,9 @@ from aiohttp import web
 
 from emulator.answering import Answerer
 from emulator.control import BadControl, Counters, merge_aliases
-from emulator.embeddings import DEFAULT_DIMENSIONS, MAX_DIMENSIONS, as_json, embed
+from emulator.embeddings import damaged, embed, read_embedding, write_gemini_vectors, write_vectors
 from emulator.faults import BadFault, Fault, damage, delay_s, read_faults, struck
-from emulator.wire import BadRequest, Vendor, openai_stream, read_chat, read_object, write_chat, write_error
+from emulator.wire import BadRequest, Vendor, openai_stream, read_chat, write_chat, write_error
 
 _GEMINI_PATH = re.compile(r"/models/([^/]+):(\w+)$")
 _FOREVER_S = 86_400.0
@@ -43,7 +43,9 @@ class Service:
         vendor, gemini = _vendor(path), _GEMINI_PATH.search(path)
         try:
             if path.endswith("/embeddings"):
-                return await self._embeddings(request)
+                return await self._embeddings(request, "openai", None)
+            if gemini and gemini.group(2) == "batchEmbedContents":
+                return await self._embeddings(request, "gemini", gemini.group(1))
             if gemini and gemini.group(2) == "generateContent":
                 return await self._chat(request, "gemini", gemini.group(1))
             if path.endswith(("/chat/completions", "/messages")):
@@ -78,28 +80,23 @@ class Service:
             return await self._stream(request, openai_stream(reply, created, chat.stream_usage), body)
         return await self._deliver(request, write_chat(vendor, reply, created), body, found)
 
-    async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _embeddings(self, request: web.BaseRequest, vendor: Vendor, model: str | None) -> web.StreamResponse:
         raw = await request.read()
-        data, body = read_object(raw), _digest(request.path, raw)
-        texts, dimensions = _embedding_input(data)
-        name = str(data.get("model", ""))
-        found, refusal = await self._arrive(request, "openai", name, body)
+        asked, body = read_embedding(raw, model), _digest(request.path, raw)
+        found, refusal = await self._arrive(request, vendor, asked.model, body)
         if refusal is not None:
             return refusal
         self.counters.answer(body)
-        self.counters.by_kind["embedding"] += 1
-        encoding, shown = str(data.get("encoding_format", "float")), self.answerer.shown(name)
+        self.counters.embed(asked.texts, asked.tokens)
+        shown, snapshot = self.answerer.shown(asked.model), self.answerer.snapshot(asked.model)
+        self._count(found, "model", "vectors")
         if "model" in found:
             shown = found["model"].parameters["model"]
-            self._count(found, "model")
-        rows = [
-            {"object": "embedding", "index": index, "embedding": as_json(embed(text, dimensions), encoding)}
-            for index, text in enumerate(texts)
-        ]
-        used = sum(len(text) // 4 + 1 for text in texts)
-        usage = {"prompt_tokens": used, "total_tokens": used}
-        answer = orjson.dumps({"object": "list", "data": rows, "model": shown, "usage": usage})
-        return await self._deliver(request, answer, body, found)
+        vectors = [embed(text, asked.dimensions, snapshot) for text in asked.texts]
+        vectors, places = damaged(vectors, found["vectors"].kind if "vectors" in found else "")
+        if vendor == "gemini":
+            return await self._deliver(request, write_gemini_vectors(vectors), body, found)
+        return await self._deliver(request, write_vectors(asked, vectors, places, shown), body, found)
 
     async def _arrive(
         self, request: web.BaseRequest, vendor: Vendor, model: str, body: str
@@ -205,17 +202,6 @@ def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = 
 
 def _json(data: object, status: int = 200) -> web.Response:
     return _answer(orjson.dumps(data), status)
-
-
-def _embedding_input(data: Mapping[str, Any]) -> tuple[list[str], int]:
-    given, dimensions = data.get("input"), data.get("dimensions", DEFAULT_DIMENSIONS)
-    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise BadRequest(f"'dimensions' must be a whole number from 1 to {MAX_DIMENSIONS}", "dimensions")
-    rows = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    if not all(isinstance(row, str | list) and row for row in rows):
-        raise BadRequest("'input' must be a non-empty string or a list of them", "input")
-    # Lists of token numbers are embedded as such: no tokenizer is at hand to turn them back.
-    return [" ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows], dimensions
 
 
 async def _refuse(request: web.BaseRequest, vendor: Vendor, model: str, fault: Fault) -> web.StreamResponse:

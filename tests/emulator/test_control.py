@@ -68,3 +68,14 @@ def test_a_body_paid_twice_shows_in_the_counters_until_the_reset(emulator: Any) 
     emulator.send("POST", "/control/reset")
     assert emulator.counters["calls"] == 0
     assert emulator.counters["distinct_bodies"] == 0
+
+
+def test_a_text_embedded_twice_shows_in_the_counters_whatever_request_it_is_in(emulator: Any) -> None:
+    for texts in (["a parcel", "a letter"], ["a letter", "a stamp"]):
+        emulator.send("POST", "/v1/embeddings", {"model": "e", "input": texts})
+    seen = emulator.counters
+    assert (seen["embedded_texts"], seen["embedded_distinct"], seen["completed_distinct"]) == (4, 3, 2)
+    assert seen["embedding_tokens"] == 11
+
+    emulator.send("POST", "/control/reset")
+    assert emulator.counters["embedded_texts"] == emulator.counters["embedded_distinct"] == 0

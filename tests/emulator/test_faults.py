@@ -1,6 +1,9 @@
 """Each fault reaches a real LiteLLM caller as the trouble it stands for, and is counted."""
 
 import asyncio
+import base64
+import math
+import struct
 import time
 from typing import Any
 
@@ -151,3 +154,33 @@ async def test_embeddings_fail_too(emulator: Any) -> None:
         await litellm.aembedding(
             model="openai/e", api_base=f"{emulator.url}/v1", api_key="sk-offline", input=["x"], max_retries=0
         )
+
+
+def embedded(emulator: Any, encoding: str = "float") -> list[Any]:
+    """The rows of two texts."""
+    body = {"model": "e", "input": ["late parcel", "broken parcel"], "encoding_format": encoding}
+    return emulator.send("POST", "/v1/embeddings", body)[1]["data"]
+
+
+def test_vectors_can_be_missing_shuffled_ragged_zero_or_not_numbers(emulator: Any) -> None:
+    good = embedded(emulator)
+
+    def under(kind: str) -> list[Any]:
+        emulator.fail({"kind": kind})
+        return embedded(emulator)
+
+    assert under("missing_vector") == good[:1]
+    assert under("shuffled_vectors") == good[::-1]
+    assert [len(row["embedding"]) for row in under("ragged_vectors")] == [256, 255]
+    assert not any(under("zero_vector")[1]["embedding"])
+    assert math.isnan(under("nan_vector")[1]["embedding"][0])
+    sent = base64.b64decode(embedded(emulator, "base64")[1]["embedding"])
+    assert math.isnan(struct.unpack("<256f", sent)[0])
+    assert emulator.counters["faults"]["nan_vector"] == 2
+
+
+async def test_vector_faults_spare_chat_and_content_faults_spare_embeddings(emulator: Any, kb: Any) -> None:
+    emulator.fail({"kind": "missing_vector"}, {"kind": "null_content"})
+    assert len(embedded(emulator)) == 1
+    assert (await emulator.ask(kb.prompt(QUESTION))).choices[0].message.content is None
+    assert emulator.counters["faults"] == {"missing_vector": 1, "null_content": 1}

@@ -1,5 +1,7 @@
 """Real LiteLLM reaches the emulator as OpenAI, as Anthropic and as Gemini."""
 
+import base64
+import struct
 from typing import Any
 
 import pytest
@@ -80,6 +82,39 @@ async def test_embeddings_are_unit_vectors_of_the_wanted_size_near_for_shared_wo
     assert dot(first, same) > 0.9 > 0.4 > dot(first, other)
 
 
+async def test_gemini_embeds_a_batch_in_order(emulator: Any) -> None:
+    import litellm
+
+    texts = ["refund for a returned item", "battery charging time", "refunds for returned items"]
+    response = await litellm.aembedding(
+        model="gemini/gemini-embedding-001", api_base=emulator.url, api_key="sk-offline", input=texts, dimensions=96
+    )
+    first, other, same = (row["embedding"] for row in response.data)
+    assert len(first) == 96
+    assert dot(first, same) > 0.9 > 0.4 > dot(first, other)
+
+
+def test_base64_holds_the_same_vector_as_numbers(emulator: Any) -> None:
+    def ask(encoding: str) -> Any:
+        body = {"model": "e", "input": "late parcel", "encoding_format": encoding}
+        return emulator.send("POST", "/v1/embeddings", body)[1]["data"][0]["embedding"]
+
+    numbers = ask("float")
+    assert struct.unpack(f"<{len(numbers)}f", base64.b64decode(ask("base64"))) == pytest.approx(numbers)
+
+
+def test_an_alias_moves_the_vectors_and_nothing_shows_it(emulator: Any) -> None:
+    def ask() -> tuple[list[float], str]:
+        _, answer = emulator.send("POST", "/v1/embeddings", {"model": "e", "input": "late parcel"})
+        return answer["data"][0]["embedding"], answer["model"]
+
+    before, shown = ask()
+    emulator.send("PUT", "/control/aliases", {"e": "e-retrained"})
+    after, shown_then = ask()
+    assert abs(dot(before, after)) < 0.5
+    assert shown == shown_then == "e"
+
+
 def dot(one: list[float], other: list[float]) -> float:
     return sum(x * y for x, y in zip(one, other, strict=True))
 
@@ -112,6 +147,9 @@ def test_health_and_models_are_served() -> None:
         ("/v1beta/models/m:generateContent", {"contents": [7]}, 400, "shape"),
         ("/v1/embeddings", {"model": "m", "input": []}, 400, "input"),
         ("/v1/embeddings", {"model": "m", "input": "x", "dimensions": 0}, 400, "dimensions"),
+        ("/v1/embeddings", {"model": "m", "input": "x", "encoding_format": "hex"}, 400, "encoding_format"),
+        ("/v1beta/models/m:batchEmbedContents", {"requests": []}, 400, "shape"),
+        ("/v1beta/models/m:batchEmbedContents", {"requests": [{"content": {"parts": [{"text": ""}]}}]}, 400, "input"),
         ("/v1/moderations", {}, 404, "no route"),
     ],
 )
