@@ -5,24 +5,32 @@ from __future__ import annotations
 import functools
 import re
 import threading
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.environment import apply_defaults
-from touchstone.errors import BadInput, InvalidAnswer, VendorTimeout, VendorUnavailable
-from touchstone.privacy import redact_secrets
+from touchstone.bundle import Endpoint, Judge
+from touchstone.retrieval_config import EmbeddingEndpoint, RetrievalConfig
+from touchstone.settings import Settings
 
 Floats = NDArray[np.float32]
 
-_VENDOR_BATCH = 96
-_VENDOR_ATTEMPTS = 4
-_VENDOR_DEADLINE_S = 60.0
+_LOCAL = ("minilm", "hashing")
 _ABOUT_A_TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
 _loading = threading.RLock()
+
+
+@dataclass(frozen=True)
+class EmbeddingSpend:
+    """What an embedder's finished vendor calls came to; local models call nobody and cost nothing."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    cost_usd: float | None = 0.0  # None: the price is unknown, not free
+    served_models: tuple[str, ...] = ()  # as the vendor names them, in order of appearance
 
 
 class Embedder(Protocol):
@@ -41,6 +49,11 @@ class Embedder(Protocol):
         """What the model reads of a text; None: not known."""
         ...
 
+    @property
+    def spent(self) -> EmbeddingSpend:
+        """So far, by all threads."""
+        ...
+
     def embed(self, texts: Sequence[str]) -> Floats:
         """One unit row per text; safe to call from several threads."""
         ...
@@ -50,21 +63,80 @@ class Embedder(Protocol):
         ...
 
 
-def load_embedder(name: str, *, api_base: str | None = None, api_key: str | None = None) -> Embedder:
-    """`minilm`, `hashing`, or a LiteLLM id; one object per process and set of arguments."""
+def load_embedder(name: str, *, endpoint: EmbeddingEndpoint | None = None) -> Embedder:
+    """`minilm`, `hashing`, or a LiteLLM id; one object per process and set of arguments, without a spend cap.
+
+    Raises BadInput when the vendor is not known or its key is missing.
+    """
     with _loading:  # functools.cache alone would let two threads load the weights twice
-        return _embedder(name, api_base, api_key)
+        where = endpoint or EmbeddingEndpoint()
+        return _embedder(name, where.api_base, where.api_key_env, where.usd_per_million_tokens)
+
+
+def open_embedder(config: RetrievalConfig, settings: Settings, *, max_cost_usd: float | None = None) -> Embedder:
+    """An embedder that counts for one build: its own spend, under `max_cost_usd` or else the config's own cap.
+
+    Local models are heavy and spend nothing: they stay shared by the process. Raises BadInput before any call when
+    the vendor is not known, its key is missing, or the cap cannot be kept because the price is unknown.
+    """
+    endpoint = vendor_of(config.embedding_model, config.embedding)
+    if endpoint is None:
+        return load_embedder(config.embedding_model)
+    from tasks.vendor_embedding import VendorEmbedder
+    from tasks.vendor_endpoint import check_cap, check_endpoint
+
+    cap_usd = config.gate.max_cost_usd if max_cost_usd is None else max_cost_usd
+    check_endpoint(endpoint, "embedding_model")
+    check_cap(endpoint, cap_usd, "add `embedding: {usd_per_million_tokens: ...}` to the retrieval config", "embedding")
+    return VendorEmbedder(
+        endpoint,
+        concurrency=settings.concurrency,
+        deadline_s=settings.deadline_s,
+        attempts=settings.attempts,
+        max_cost_usd=cap_usd,
+    )
+
+
+def vendor_of(name: str, where: EmbeddingEndpoint, section: str = "embedding") -> Endpoint | None:
+    """Where a vendor's model is called; None for a local one. Raises BadInput when field `section` is no good."""
+    if name in _LOCAL:
+        return None
+    from tasks.vendor_endpoint import embedding_endpoint
+
+    return embedding_endpoint(name, where, section)
+
+
+def judge_embedding(judge: Judge) -> Endpoint | None:
+    """The vendor's embedding model that a judge uses; None for a local one. Raises BadInput."""
+    return vendor_of(judge.embedding_model, judge.embedding, "judge.embedding")
+
+
+def usd_per_million_tokens(config: RetrievalConfig) -> float | None:
+    """What embedding costs with this config: 0 for local models; None: the price is unknown, not free."""
+    endpoint = vendor_of(config.embedding_model, config.embedding)
+    if endpoint is None:
+        return 0.0
+    from tasks.vendor_endpoint import price_of
+
+    price = price_of(endpoint, "embedding")
+    return price.input_per_million if price else None
 
 
 @functools.cache
-def _embedder(name: str, api_base: str | None, api_key: str | None) -> Embedder:
+def _embedder(name: str, api_base: str | None, api_key_env: str | None, usd: float | None) -> Embedder:
     if name == "minilm":
         from tasks.minilm import load_minilm
 
         return load_minilm()
-    if name == "hashing":
+    where = EmbeddingEndpoint(api_base=api_base, api_key_env=api_key_env, usd_per_million_tokens=usd)
+    endpoint = vendor_of(name, where)
+    if endpoint is None:
         return HashingEmbedder()
-    return VendorEmbedder(name, api_base, api_key)
+    from tasks.vendor_embedding import VendorEmbedder
+    from tasks.vendor_endpoint import check_endpoint
+
+    check_endpoint(endpoint, "embedding_model")
+    return VendorEmbedder(endpoint)
 
 
 class HashingEmbedder:
@@ -73,6 +145,7 @@ class HashingEmbedder:
     name = "hashing"
     dimension = 384
     max_tokens = None
+    spent = EmbeddingSpend()
 
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -89,91 +162,6 @@ class HashingEmbedder:
         return about_tokens(text)
 
 
-class VendorEmbedder:
-    """An embedding model behind LiteLLM; the dimension is what its first answer has."""
-
-    max_tokens = None
-
-    def __init__(self, name: str, api_base: str | None, api_key: str | None) -> None:
-        self.name = name
-        self._api_base = api_base
-        self._api_key = api_key
-        self._dimension: int | None = None
-
-    @property
-    def dimension(self) -> int:
-        if self._dimension is None:
-            self.embed(["dimension"])
-        assert self._dimension is not None  # embed() has set it or raised
-        return self._dimension
-
-    def embed(self, texts: Sequence[str]) -> Floats:
-        batches = [texts[start : start + _VENDOR_BATCH] for start in range(0, len(texts), _VENDOR_BATCH)]
-        if not batches:
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        rows = _unit_rows(np.vstack([self._embed_batch(batch) for batch in batches]))
-        return rows
-
-    def tokenize(self, text: str) -> list[tuple[int, int]]:
-        return about_tokens(text)
-
-    def _embed_batch(self, texts: Sequence[str]) -> Floats:
-        data = self._ask(texts)
-        if len(data) != len(texts):
-            raise InvalidAnswer(f"{self.name} sent {len(data)} vectors for {len(texts)} texts")
-        ordered = sorted(data, key=lambda item: item["index"])
-        try:
-            rows = np.array([item["embedding"] for item in ordered], dtype=np.float32)
-        except ValueError as error:  # ragged, or no numbers
-            raise InvalidAnswer(f"{self.name} sent vectors that cannot be read: {error}") from None
-        self._check(rows)
-        return rows
-
-    def _check(self, rows: Floats) -> None:
-        if rows.ndim != 2 or not np.isfinite(rows).all():
-            raise InvalidAnswer(f"{self.name} sent vectors that are empty or not finite")
-        if self._dimension is None:
-            self._dimension = rows.shape[1]
-        if rows.shape[1] != self._dimension:
-            raise InvalidAnswer(f"{self.name} changed its dimension from {self._dimension} to {rows.shape[1]}")
-
-    def _ask(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """One call with bounded retries; only what may pass is tried again."""
-        litellm = _litellm()
-        passing = (litellm.Timeout, litellm.RateLimitError, litellm.APIConnectionError, litellm.InternalServerError)
-        passing = (*passing, litellm.ServiceUnavailableError)
-        for attempt in range(1, _VENDOR_ATTEMPTS + 1):
-            try:
-                return self._call(litellm, texts)
-            except passing as error:
-                if attempt == _VENDOR_ATTEMPTS:
-                    kind = VendorTimeout if isinstance(error, litellm.Timeout) else VendorUnavailable
-                    raise kind(self._message(error, attempt)) from None
-                time.sleep(min(2.0**attempt / 4, 4.0))
-            except (litellm.NotFoundError, litellm.BadRequestError, litellm.AuthenticationError) as error:
-                raise BadInput(f"embedding_model: {self._message(error, attempt)}") from None
-            except Exception as error:  # LiteLLM's tree is wide: whatever else it raises is the vendor's failure
-                raise VendorUnavailable(self._message(error, attempt)) from None
-        raise AssertionError("unreachable")
-
-    def _call(self, litellm: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
-        response = litellm.embedding(
-            model=self.name,
-            input=list(texts),
-            api_base=self._api_base,
-            api_key=self._api_key,
-            timeout=_VENDOR_DEADLINE_S,
-            max_retries=0,
-        )
-        return [dict(item) for item in response.data or []]
-
-    def _message(self, error: Exception, attempts: int) -> str:
-        """LiteLLM's exceptions echo the vendor's body, which may echo the key."""
-        text = redact_secrets(" ".join(str(error).split()), (self._api_key or "",))[:300]
-        tries = f" after {attempts} attempts" if attempts > 1 else ""
-        return f"{self.name} could not embed{tries}: {type(error).__name__}: {text}"
-
-
 def about_tokens(text: str) -> list[tuple[int, int]]:
     """At most six letters, or one mark: near enough to size chunks by, where the model's own tokens are not known."""
     return [match.span() for match in _ABOUT_A_TOKEN.finditer(text)]
@@ -186,11 +174,3 @@ def _unit_rows(rows: Floats) -> Floats:
     rows = np.where(norms > 0, rows / np.where(norms > 0, norms, 1), 0)
     rows[norms[:, 0] == 0, 0] = 1
     return rows.astype(np.float32)
-
-
-def _litellm() -> Any:
-    """Imported late (4 s), and never before it is told not to fetch its price list."""
-    apply_defaults()
-    import litellm
-
-    return litellm

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.embedding import EmbeddingSpend
 from touchstone.errors import BadInput
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MiniLM:
     name = "minilm"
     dimension = DIMENSION
     max_tokens = MAX_TOKENS - 2  # without [CLS] and [SEP]
+    spent = EmbeddingSpend()
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer

@@ -7,39 +7,25 @@ drips bytes, its budget lets calls through, and its fall-backs swap the model un
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from tasks.environment import apply_defaults
-from touchstone.bundle import Endpoint, Price
+from tasks.vendor_chat import Messages, chat_request, most_chat_cost, read_chat
+from tasks.vendor_endpoint import api_key
+from tasks.vendor_errors import LONGEST_WAIT_S, read_failure
+from tasks.vendor_library import litellm_module
+from tasks.vendor_vectors import Floats, most_vector_cost, read_vectors, vector_request
+from touchstone.bundle import Endpoint
 from touchstone.contract import check_answer
-from touchstone.cost import Budget, call_cost, most_tokens
-from touchstone.errors import AnswerRefused, BadInput, CaseFailure, InvalidAnswer, VendorTimeout, VendorUnavailable
-from touchstone.privacy import redact_secrets
+from touchstone.cost import Budget
+from touchstone.errors import VendorUnavailable
 from touchstone.prompts import GenerationParameters
 from touchstone.results import Call
 
-_LONGEST_WAIT_S = 30.0
-
-
-@cache
-def litellm_module() -> ModuleType:
-    """LiteLLM, imported late (4 to 8 s) and made quiet."""
-    apply_defaults()
-    import litellm
-
-    litellm.suppress_debug_info = True
-    litellm.drop_params = False  # what a vendor would refuse is dropped by us, and recorded
-    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
-    return litellm
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -76,7 +62,10 @@ class CircuitBreaker:
 
 @dataclass
 class Vendor:
-    """Makes vendor calls for one run; all share its limit of calls in flight, its budget and its breakers."""
+    """Makes vendor calls for one run; all share its limit of calls in flight, its budget and its breakers.
+
+    It belongs to one event loop; `tasks.vendor_embedding` serves callers on threads.
+    """
 
     concurrency: int = 32
     deadline_s: float = 60.0
@@ -93,7 +82,7 @@ class Vendor:
     async def complete(
         self,
         endpoint: Endpoint,
-        messages: Sequence[Mapping[str, str]],
+        messages: Messages,
         parameters: GenerationParameters,
         *,
         role: str,
@@ -104,8 +93,39 @@ class Vendor:
 
         Raises a CaseFailure when there is no answer; OverBudget before anything is sent.
         """
-        request, dropped = _request(endpoint, messages, parameters, response_format)
-        worst = _worst_cost(endpoint, messages, parameters)
+        request, dropped = chat_request(endpoint, messages, parameters, response_format)
+        about = Call(
+            role=role, requested_model=endpoint.model, prompt_version=prompt_version, dropped_parameters=dropped
+        )
+        return await self._attempt(
+            endpoint,
+            most_chat_cost(endpoint, messages, parameters),
+            lambda: litellm_module().acompletion(**request),
+            lambda response, told: read_chat(response, endpoint, about.model_copy(update=told)),
+        )
+
+    async def embed(self, endpoint: Endpoint, texts: Sequence[str], *, role: str = "embedding") -> tuple[Floats, Call]:
+        """One unit row per text, in their order, and the call's record: the same rules as for `complete`.
+
+        The contract is part of it: vectors that break it are asked for again, then InvalidAnswer.
+        """
+        request = vector_request(endpoint, texts)
+        about = Call(role=role, requested_model=endpoint.model)
+        return await self._attempt(
+            endpoint,
+            most_vector_cost(endpoint, texts),
+            lambda: litellm_module().aembedding(**request),
+            lambda response, told: read_vectors(response, endpoint, len(texts), about.model_copy(update=told)),
+        )
+
+    async def _attempt(
+        self,
+        endpoint: Endpoint,
+        worst: float | None,
+        send: Callable[[], Awaitable[Any]],
+        read: Callable[[Any, Mapping[str, Any]], tuple[Read, Call]],
+    ) -> tuple[Read, Call]:
+        """What `read` makes of an answer and of {latency_ms, attempts}, after as many attempts as it takes."""
         vendor = f"{endpoint.model} at {endpoint.api_base}" if endpoint.api_base else endpoint.model
         breaker = self._breakers.setdefault(vendor, CircuitBreaker())
         for attempt in range(1, self.attempts + 1):
@@ -115,21 +135,21 @@ class Vendor:
                     started = time.monotonic()
                     try:
                         async with asyncio.timeout(self.deadline_s):
-                            response = await litellm_module().acompletion(**request)
+                            response = await send()
                         latency_ms = (time.monotonic() - started) * 1000
-                        text, call = _read(response, endpoint, role, latency_ms, attempt, prompt_version, dropped)
+                        found, call = read(response, {"latency_ms": latency_ms, "attempts": attempt})
                     except Exception as error:
-                        failure, wait_s = _translate(error, attempt, self.deadline_s, request)
-                        breaker.record(ok=_is_alive(error, failure, wait_s), started=started)
-                        if _is_unbilled(error):
+                        failed = read_failure(error, attempt, self.deadline_s, api_key(endpoint) or "")
+                        breaker.record(ok=failed.alive, started=started)
+                        if not failed.billed:
                             settle(0.0)
                     else:
                         breaker.record(ok=True, started=started)
                         settle(call.cost_usd)
-                        return text, call
-            if wait_s is None or attempt == self.attempts or wait_s > _LONGEST_WAIT_S:
-                raise failure from None
-            await asyncio.sleep(wait_s)
+                        return found, call
+            if failed.wait_s is None or attempt == self.attempts or failed.wait_s > LONGEST_WAIT_S:
+                raise failed.failure from None
+            await asyncio.sleep(failed.wait_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     @asynccontextmanager
@@ -163,219 +183,3 @@ def check_call(text: str | None, call: Call, endpoint: Endpoint, parameters: Gen
         allow_unpinned=endpoint.allow_unpinned,
         max_tokens=parameters.max_tokens,
     )
-
-
-def api_key(endpoint: Endpoint) -> str | None:
-    """The endpoint's key; None leaves the choice to LiteLLM. Raises BadInput when a named variable is not set."""
-    if endpoint.api_key_env:
-        key = os.environ.get(endpoint.api_key_env)
-        if not key:
-            raise BadInput(f"{endpoint.api_key_env} is not set; {endpoint.model} needs it (export it, or use .env)")
-        return key
-    return "not-needed-on-loopback" if endpoint.is_local else None
-
-
-def check_endpoint(endpoint: Endpoint) -> None:
-    """Raise BadInput, before any call, when the vendor is not known or its key is missing."""
-    try:
-        litellm_module().get_llm_provider(endpoint.model)
-    except Exception:  # LiteLLM's BadRequestError, and plain ones
-        raise BadInput(
-            f"model {endpoint.model!r}: LiteLLM knows no such vendor; write vendor/model, as openai/..."
-        ) from None
-    if endpoint.api_base and not endpoint.is_local and not endpoint.api_key_env:
-        raise BadInput(
-            f"{endpoint.api_base} is not this machine: name the variable that holds its key in `api_key_env`, or "
-            "LiteLLM would send it the key of another vendor"
-        )
-    if api_key(endpoint) is None:
-        missing = litellm_module().validate_environment(model=endpoint.model)["missing_keys"]
-        if missing:
-            raise BadInput(
-                f"{' or '.join(missing)} is not set; {endpoint.model} needs it. "
-                "Offline, use a bundle whose api_base is `touchstone emulator serve`"
-            )
-
-
-def price_of(endpoint: Endpoint) -> Price | None:
-    """The endpoint's own price, else LiteLLM's; None is unknown, not free."""
-    if endpoint.price is None:
-        return _listed_price(endpoint.model)
-    if endpoint.model not in _listed_models():
-        _register(endpoint.model, endpoint.price.input_per_million, endpoint.price.output_per_million)
-    return endpoint.price
-
-
-@cache
-def _listed_price(model: str) -> Price | None:
-    try:
-        info = litellm_module().get_model_info(model)
-    except Exception:  # LiteLLM raises a plain Exception for a model that it does not know
-        return None
-    into, out = info.get("input_cost_per_token"), info.get("output_cost_per_token")
-    if info.get("key") not in _listed_models() or not (into or out):
-        return None
-    return Price(input_per_million=(into or 0) * 1e6, output_per_million=(out or 0) * 1e6)
-
-
-@cache
-def _listed_models() -> frozenset[str]:
-    """LiteLLM's own price list, as it was before we registered anything."""
-    return frozenset(litellm_module().model_cost)
-
-
-@cache
-def _register(model: str, input_per_million: float, output_per_million: float) -> None:
-    """Tell LiteLLM the price, or it searches its whole price list for a model that is not in it at every call."""
-    entry = {
-        "input_cost_per_token": input_per_million / 1e6,
-        "output_cost_per_token": output_per_million / 1e6,
-        "litellm_provider": model.partition("/")[0],
-        "mode": "chat",
-    }
-    litellm_module().register_model({model: entry})
-
-
-def _request(
-    endpoint: Endpoint,
-    messages: Sequence[Mapping[str, str]],
-    parameters: GenerationParameters,
-    response_format: Mapping[str, str] | None,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """LiteLLM's arguments, and the parameters that this vendor would refuse."""
-    wanted = parameters.model_dump(exclude_none=True)
-    if response_format is not None:
-        wanted["response_format"] = dict(response_format)
-    supported = _supported(endpoint.model)
-    dropped = tuple(sorted(name for name in wanted if name not in supported))
-    if "anthropic" in endpoint.model and {"temperature", "top_p"} <= wanted.keys():
-        dropped = (*dropped, "top_p")  # newer Claude models refuse the two together
-    request: dict[str, Any] = {name: value for name, value in wanted.items() if name not in dropped}
-    request |= {"model": endpoint.model, "messages": list(messages), "max_retries": 0, "num_retries": 0}
-    if endpoint.api_base:
-        request["api_base"] = endpoint.api_base
-    if key := api_key(endpoint):
-        request["api_key"] = key
-    return request, dropped
-
-
-@cache
-def _supported(model: str) -> frozenset[str]:
-    names = litellm_module().get_supported_openai_params(model=model)
-    return frozenset(names or ("temperature", "max_tokens", "top_p", "seed", "response_format"))
-
-
-def _worst_cost(
-    endpoint: Endpoint, messages: Sequence[Mapping[str, str]], parameters: GenerationParameters
-) -> float | None:
-    prompt = sum(most_tokens(message["content"]) for message in messages)
-    return call_cost(price_of(endpoint), prompt, parameters.max_tokens)
-
-
-def _read(
-    response: Any,
-    endpoint: Endpoint,
-    role: str,
-    latency_ms: float,
-    attempts: int,
-    prompt_version: str | None,
-    dropped: tuple[str, ...],
-) -> tuple[str | None, Call]:
-    if not response.choices:
-        raise InvalidAnswer("the answer has no choices")
-    choice = response.choices[0]
-    text: str | None = choice.message.content
-    if text is not None and not _is_unicode(text):
-        raise InvalidAnswer("the answer ends in half a character (a lone surrogate)")
-    usage = getattr(response, "usage", None)
-    into, out = getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
-    call = Call(
-        role=role,
-        requested_model=endpoint.model,
-        served_model=response.model or None,
-        fingerprint=getattr(response, "system_fingerprint", None),
-        finish_reason=choice.finish_reason,
-        input_tokens=into,
-        output_tokens=out,
-        visible_tokens=_visible_tokens(usage),
-        cost_usd=call_cost(price_of(endpoint), into, out) if into or out else None,
-        latency_ms=latency_ms,
-        attempts=attempts,
-        prompt_version=prompt_version,
-        dropped_parameters=dropped,
-    )
-    return text, call
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _visible_tokens(usage: Any) -> int | None:
-    """Billed output tokens without hidden reasoning; None when the vendor told no usage."""
-    billed = getattr(usage, "completion_tokens", None)
-    if not billed:
-        return None
-    details = getattr(usage, "completion_tokens_details", None)
-    return billed - (getattr(details, "reasoning_tokens", None) or 0)
-
-
-def _translate(
-    error: Exception, attempt: int, deadline_s: float, request: Mapping[str, Any]
-) -> tuple[CaseFailure, float | None]:
-    """(our failure, seconds to wait before the next attempt; None: another attempt is no use)."""
-    litellm = litellm_module()
-    backoff = min(_LONGEST_WAIT_S, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-    if isinstance(error, InvalidAnswer):
-        return error, backoff
-    if isinstance(error, TimeoutError | litellm.Timeout):
-        return VendorTimeout(f"no complete answer within {deadline_s:g} s (attempt {attempt})"), backoff
-    status = getattr(error, "status_code", None)
-    reason = redact_secrets(str(error), (str(request.get("api_key", "")),))[:500]
-    if isinstance(error, litellm.ContentPolicyViolationError):
-        return AnswerRefused(reason), None
-    if isinstance(error, litellm.NotFoundError):
-        return VendorUnavailable(f"the model is gone or was never there (404): {reason}"), None
-    if _is_unreadable(error):
-        return InvalidAnswer(f"the answer is not the JSON it should be: {reason}"), backoff
-    if isinstance(error, litellm.RateLimitError):
-        return VendorUnavailable(f"rate limit (429): {reason}"), _retry_after(error) or backoff
-    if status is not None and 400 <= int(status) < 500 and int(status) not in {408, 409, 425}:
-        return VendorUnavailable(f"the vendor refused the request ({status}): {reason}"), None
-    return VendorUnavailable(f"{type(error).__name__}: {reason}"), _retry_after(error) or backoff
-
-
-def _is_alive(error: Exception, failure: CaseFailure, wait_s: float | None) -> bool:
-    """A vendor that answers, however badly, is there: only silence and 5xx count against it."""
-    answered = wait_s is None or isinstance(error, litellm_module().RateLimitError)
-    return answered or not isinstance(failure, VendorUnavailable | VendorTimeout)
-
-
-def _is_unbilled(error: Exception) -> bool:
-    """The request never arrived, or was turned away: nobody bills that."""
-    status = getattr(error, "status_code", None)
-    turned_away = isinstance(status, int) and 400 <= status < 500 and status != 408 and not _is_unreadable(error)
-    return turned_away or any(sign in str(error) for sign in ("Cannot connect to host", "Connection refused"))
-
-
-def _is_unreadable(error: Exception) -> bool:
-    return any(sign in str(error) for sign in ("JSONDecodeError", "Expecting value", "Unable to parse", "Unterminated"))
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Seconds that the vendor asks us to wait; LiteLLM keeps the headers in one of three places."""
-    response = getattr(error, "response", None)
-    for headers in (
-        getattr(error, "litellm_response_headers", None),
-        getattr(error, "headers", None),
-        getattr(response, "headers", None),
-    ):
-        try:
-            return float(headers["retry-after"]) if headers else None
-        except (KeyError, ValueError, TypeError):
-            continue
-    return None

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from touchstone.prompts import GenerationParameters, Prompt
-from touchstone.retrieval_config import RetrievalConfig
+from touchstone.retrieval_config import EmbeddingEndpoint, RetrievalConfig
 
 _DATED = re.compile(r"(\d{4}-?\d{2}-?\d{2}|-\d{4}|-\d{3})(-v\d+(:\d+)?)?(@\d+)?$|@\d{8}$|:ft-|^ft:")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -73,6 +73,7 @@ class Judge(Endpoint):
 
     prompt: str = "judge@1.0.0"
     embedding_model: str = Field(default="minilm", description="For answer relevancy: `minilm`, `hashing` or LiteLLM")
+    embedding: EmbeddingEndpoint = Field(default=EmbeddingEndpoint(), description="Where a vendor's is called")
 
 
 class InlinePrompt(_Closed):

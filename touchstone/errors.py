@@ -10,7 +10,7 @@ TouchstoneError
     ├── AnswerRefused       refused
     ├── InvalidAnswer       invalid
     ├── JudgeBroken         judge_error
-    └── OverBudget          budget
+    └── OverBudget          budget                       exit 4
 
 No class has an ``__init__``, so all survive pickling between processes.
 """
@@ -83,4 +83,5 @@ class JudgeBroken(CaseFailure):
 class OverBudget(CaseFailure):
     """The call was not made: it could pass the spend cap."""
 
+    exit_code = 4
     kind = FailureKind.BUDGET

@@ -1,24 +1,21 @@
-"""Embedders: the MiniLM graph against an independent forward pass, and what vendors get wrong."""
+"""Local embedders: the MiniLM graph against an independent forward pass, and the hashing stand-in."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tasks.embedding import Embedder, load_embedder
+from tasks.embedding import EmbeddingSpend, load_embedder, open_embedder, usd_per_million_tokens
 from tasks.minilm import MAX_TOKENS, MiniLM, check_weights, load_minilm, model_folder
-from touchstone.errors import BadInput, InvalidAnswer, VendorUnavailable
+from touchstone.errors import BadInput
+from touchstone.retrieval_config import RetrievalConfig, Source
+from touchstone.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -112,96 +109,14 @@ def test_an_embedder_is_loaded_once_per_process() -> None:
     assert len({id(embedder) for embedder in loaded}) == 1
 
 
-# A vendor, over real HTTP.
-
-Reply = Callable[[list[str]], tuple[int, Any]]
-
-
-@pytest.fixture
-def vendor() -> Iterator[Callable[[Reply], Embedder]]:
-    """Starts an OpenAI-shaped embeddings endpoint that answers as the test says."""
-    servers = []
-
-    def start(reply: Reply) -> Embedder:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = reply(body["input"])
-                payload = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        address = f"http://127.0.0.1:{server.server_port}/v1"
-        return load_embedder("openai/text-embedding-3-small", api_base=address, api_key="sk-test-secret-0123456789")
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def vectors(*rows: list[float]) -> dict[str, Any]:
-    data = [{"object": "embedding", "index": place, "embedding": row} for place, row in enumerate(rows)]
-    return {"object": "list", "data": data, "model": "x", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
-
-
-def test_a_vendor_is_asked_in_batches_and_its_rows_are_made_unit(vendor: Callable[[Reply], Embedder]) -> None:
-    asked: list[int] = []
-
-    def reply(texts: list[str]) -> tuple[int, Any]:
-        asked.append(len(texts))
-        return 200, vectors(*([3.0, 4.0 + len(text)] for text in texts))
-
-    embedder = vendor(reply)
-    assert embedder.dimension == 2
-    rows = embedder.embed(["x" * (number % 5) for number in range(200)])
-    assert asked == [1, 96, 96, 8]
-    assert np.allclose(rows[0], [0.6, 0.8])
-    assert np.allclose(rows[5], rows[0])
-
-
-def test_a_vendor_that_stumbles_is_asked_again(vendor: Callable[[Reply], Embedder]) -> None:
-    replies = iter([(429, {"error": {"message": "slow down"}}), (200, vectors([1.0, 0.0]))])
-    assert vendor(lambda texts: next(replies)).embed(["x"]).tolist() == [[1.0, 0.0]]
-
-
-def test_a_vendor_that_stays_down_is_unavailable_and_the_key_is_not_told(
-    vendor: Callable[[Reply], Embedder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    embedder = vendor(lambda texts: (500, {"error": {"message": "bad key sk-test-secret-0123456789"}}))
-    with pytest.raises(VendorUnavailable, match="after 4 attempts") as caught:
-        embedder.embed(["x"])
-    assert "secret" not in str(caught.value)
-
-
-def test_an_unknown_model_is_bad_input(vendor: Callable[[Reply], Embedder]) -> None:
-    with pytest.raises(BadInput, match="embedding_model"):
-        vendor(lambda texts: (404, {"error": {"message": "no such model"}})).embed(["x"])
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (vectors([1.0, 0.0]), "sent 1 vectors for 2 texts"),
-        (vectors([1.0, 0.0], [1.0]), "cannot be read"),
-        (vectors([1.0, 0.0], [1.0, float("nan")]), "not finite"),
-    ],
-)
-def test_vectors_that_break_the_contract_are_invalid(
-    vendor: Callable[[Reply], Embedder], answer: Any, message: str
-) -> None:
-    with pytest.raises(InvalidAnswer, match=message):
-        vendor(lambda texts: (200, answer)).embed(["x", "y"])
+@pytest.mark.parametrize("name", ["minilm", "hashing"])
+def test_a_local_embedder_is_shared_by_builds_and_spends_nothing(name: str) -> None:
+    config = RetrievalConfig(name="docs", version="1.0.0", source=Source(path="docs"), embedding_model=name)
+    embedder = open_embedder(config, Settings(), max_cost_usd=0.000_001)
+    assert embedder is load_embedder(name)
+    embedder.embed(["a refund"])
+    assert embedder.spent == EmbeddingSpend(calls=0, input_tokens=0, cost_usd=0.0)
+    assert usd_per_million_tokens(config) == 0.0
 
 
 def bert_in_numpy(token_ids: list[int]) -> np.ndarray:

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks.vendor import Vendor, check_call, price_of
+from tasks.vendor import Vendor, check_call
+from tasks.vendor_endpoint import price_of
 from touchstone.bundle import Endpoint, Price
 from touchstone.cost import Budget
 from touchstone.errors import (
