@@ -112,6 +112,7 @@ def estimate(
     out.print(
         f"{found.cases} cases x {found.repeats}: {found.generation_calls} generation calls, "
         f"{found.judge_calls} judge calls"
+        + (f", {found.embedding_calls} embedding calls" if found.embedding_calls else "")
     )
     out.print(
         f"expected {_usd(found.expected_cost_usd)}, at most {_usd(found.worst_cost_usd)}; "

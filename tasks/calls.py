@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sqlite3
@@ -11,6 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tasks.embedding import Floats
 from tasks.spool import FinishedCall, Spool
 from tasks.vendor import Vendor, check_call
 from touchstone.bundle import Endpoint
@@ -110,6 +114,19 @@ class CaseCalls:
             return accept(check_call(text, call, endpoint, parameters))
 
         return await self.once(request, make, check, cached=cached)
+
+    async def embed(self, endpoint: Endpoint, texts: Sequence[str], *, cached: bool = False) -> Floats:
+        """One unit row per text from a vendor's embedding model, under the run's limits and spend cap."""
+        request = {"endpoint": [endpoint.model, endpoint.api_base], "input": list(texts)}
+
+        async def make() -> tuple[str, Call]:
+            rows, call = await self._vendor.embed(endpoint, texts)
+            return base64.b64encode(rows.astype("<f4").tobytes()).decode(), call
+
+        def rows_of(text: str | None, call: Call) -> Floats:
+            return np.frombuffer(base64.b64decode(text or ""), dtype="<f4").reshape(len(texts), -1)
+
+        return await self.once(request, make, rows_of, cached=cached)
 
     async def once(
         self,

@@ -162,9 +162,10 @@ def _judge(plan: EvalPlan) -> JudgeSetup | None:
     ragas = [scorer for scorer in plan.golden.policy.scorers if isinstance(scorer, RagasScorer)]
     if ragas:
         import_ragas()
-    if any(scorer.metric == "answer_relevancy" for scorer in ragas):
-        load_embedder(judge.embedding_model)  # now, not after the generations are paid
-    return JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
+    setup = JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
+    if any(scorer.metric == "answer_relevancy" for scorer in ragas) and setup.embedding is None:
+        setup.embedder()  # now, not after the generations are paid
+    return setup
 
 
 def _log_retrieval(session: EvalSession, case: GoldenCase, answer: Answer) -> None:

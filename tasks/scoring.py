@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tasks.calls import CaseCalls
-from tasks.embedding import Embedder
+from tasks.embedding import Embedder, Floats, judge_embedding
 from tasks.environment import apply_defaults
-from touchstone.bundle import Judge
+from touchstone.bundle import Endpoint, Judge
 from touchstone.cases import GoldenCase
 from touchstone.errors import CaseFailure, JudgeBroken, TouchstoneError
 from touchstone.policy import RagasScorer, RubricScorer, Scorer
@@ -30,11 +30,16 @@ _RAGAS_PARAMETERS = GenerationParameters(temperature=0.0, max_tokens=2048)
 
 @dataclass(frozen=True)
 class JudgeSetup:
-    """A run's judge: its endpoint, its rubric prompt, and the embedder of answer relevancy."""
+    """A run's judge: its endpoint, its rubric prompt, and the local embedder of answer relevancy."""
 
     endpoint: Judge
     prompt: Prompt
     embedder: Callable[[], Embedder]
+
+    @property
+    def embedding(self) -> Endpoint | None:
+        """Which vendor embeds for answer relevancy; None: this process does."""
+        return judge_embedding(self.endpoint)
 
 
 class RubricScores(BaseModel):
@@ -146,6 +151,8 @@ def _metric(scorer: RagasScorer, calls: CaseCalls, judge: JudgeSetup) -> Any:
     """The metric with a judge that records its calls as this case's; prompts are shared by all cases."""
     metric = copy.copy(_shared_metric(scorer.metric, scorer.strictness, judge))
     metric.llm = import_ragas().judge(calls, judge)
+    if scorer.metric == "answer_relevancy":
+        metric.embeddings = import_ragas().embeddings(calls, judge)
     return metric
 
 
@@ -154,7 +161,7 @@ def _shared_metric(name: str, strictness: int, judge: JudgeSetup) -> Any:
     ragas = import_ragas()
     more = {}
     if name == "answer_relevancy":
-        more = {"embeddings": ragas.embeddings(judge.embedder()), "strictness": strictness}
+        more = {"embeddings": ragas.embeddings(None, judge), "strictness": strictness}
     metric = ragas.metrics[name](llm=ragas.judge(None, judge), **more)
     for prompt in vars(metric).values():
         if hasattr(prompt, "to_string"):
@@ -261,17 +268,26 @@ def import_ragas() -> _Ragas:
             return await _ask(self._calls, self._judge, messages, _RAGAS_PARAMETERS, accept)
 
     class RagasEmbeddings(BaseRagasEmbedding):
-        """ragas' embeddings from ours."""
+        """ragas' embeddings from ours: a vendor's are calls of the case, as its judge's are."""
 
-        def __init__(self, embedder: Embedder) -> None:
+        def __init__(self, calls: CaseCalls | None, judge: JudgeSetup) -> None:
             super().__init__()
-            self._embedder = embedder
+            self._calls, self._judge = calls, judge
 
         def embed_text(self, text: str, **kwargs: Any) -> list[float]:
-            return self._embedder.embed([text])[0].tolist()
+            raise TypeError("the eval is asynchronous; use aembed_text")
 
         async def aembed_text(self, text: str, **kwargs: Any) -> list[float]:
-            return await asyncio.to_thread(self.embed_text, text)
+            return (await self.aembed_texts([text]))[0]
+
+        async def aembed_texts(self, texts: list[str], **kwargs: Any) -> list[list[float]]:
+            return (await self._rows(texts)).tolist()
+
+        async def _rows(self, texts: list[str]) -> Floats:
+            if self._judge.embedding is None:
+                return await asyncio.to_thread(lambda: self._judge.embedder().embed(texts))
+            assert self._calls is not None, "only the shared metric has embeddings without calls"
+            return await self._calls.embed(self._judge.embedding, texts, cached=True)
 
     return _Ragas(
         RagasJudge,

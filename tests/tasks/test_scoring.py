@@ -22,10 +22,14 @@ from tasks.vendor import Vendor
 from tests.conftest import ROOT, Project, VendorControl
 from touchstone.bundle import Judge, Price
 from touchstone.cases import Expect, GoldenCase
+from touchstone.cost import Budget
 from touchstone.errors import JudgeBroken
 from touchstone.policy import RagasScorer, RubricScorer
 from touchstone.prompts import GenerationParameters, Prompt
 from touchstone.results import Answer, Retrieval, RetrievedChunk, Score
+
+# `litellm_module` silences these when LiteLLM is imported, and pytest resets filters for each test.
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 
 JUDGE = "grader-2026-01-15"
 RUBRIC = RubricScorer(name="judge", kind="rubric", dimensions=("relevance", "completeness"))
@@ -254,6 +258,108 @@ async def test_ragas_scores_a_supported_answer_1(judge_says: Says) -> None:
 )
 async def test_a_metric_whose_input_is_missing_is_left_out(judge_says: Says, metric: str, answer, case) -> None:
     assert await judge_says().ragas(answer, case, metric) is None
+
+
+# Answer relevancy with a vendor's embedding model.
+
+EMBEDDING_MODEL = "openai/text-embedding-3-small"
+
+
+def embedding_at(vendor: VendorControl) -> dict[str, Any]:
+    return {"embedding_model": EMBEDDING_MODEL, "embedding": {"api_base": vendor.api_base}}
+
+
+class Relevancy:
+    """Answer relevancy of one answer, its judge and its embeddings at an emulated vendor."""
+
+    def __init__(self, vendor: VendorControl, folder: Path, cap_usd: float | None = None) -> None:
+        price = Price(input_per_million=1, output_per_million=2)
+        where = {"model": f"openai/{JUDGE}", "api_base": vendor.api_base, "price": price}
+        judge = Judge.model_validate(where | embedding_at(vendor))
+        self.setup = JudgeSetup(judge, GRADE, partial(load_embedder, "hashing"))
+        self.spool, self.vendor = Spool(folder), Vendor(attempts=1, budget=Budget(cap_usd))
+        self.calls = CaseCalls("hours/0", self.vendor, self.spool, self.spool.calls())
+
+    async def score(self) -> Score:
+        scorer = RagasScorer(name="it", kind="ragas", metric="answer_relevancy", strictness=2)
+        return (await judged_scores([scorer], CASE, ANSWER, self.calls, self.setup))["it"]
+
+
+async def test_a_vendors_embeddings_are_calls_of_the_case_and_paid_once(vendor: VendorControl, tmp_path: Path) -> None:
+    first = Relevancy(vendor, tmp_path / "run")
+    score = await first.score()
+    assert score.value is not None
+    assert 0.3 < score.value <= 1.0
+    assert [call.role for call in first.calls.calls] == ["judge", "judge", "embedding", "embedding"]
+    embeddings = first.calls.calls[2:]
+    assert {call.requested_model for call in embeddings} == {EMBEDDING_MODEL}
+    assert sum(call.cost_usd or 0 for call in embeddings) == pytest.approx(
+        0.02e-6 * vendor.counters()["embedding_tokens"]
+    )
+    assert first.vendor.budget.spent_usd == pytest.approx(sum(call.cost_usd or 0 for call in first.calls.calls))
+
+    resumed = Relevancy(vendor, tmp_path / "run")
+    assert await resumed.score() == score
+    assert resumed.calls.calls == first.calls.calls
+    assert vendor.counters()["calls"] == 4
+
+
+async def test_embeddings_of_a_judge_are_under_the_spend_cap(vendor: VendorControl, tmp_path: Path) -> None:
+    whole = Relevancy(vendor, tmp_path / "whole")
+    await whole.score()
+    judge = [call.cost_usd or 0 for call in whole.calls.calls if call.role == "judge"]
+    replayed = Spool(tmp_path / "cut")
+    for finished in whole.spool.calls().values():
+        if finished.call and finished.call.role == "judge":
+            replayed.append_call(finished)
+    cut = Relevancy(vendor, tmp_path / "cut", cap_usd=sum(judge))
+    cut.vendor.budget.spent_usd = sum(judge)
+    failure = (await cut.score()).failure
+    assert failure is not None
+    assert failure.kind == "budget"
+    assert vendor.counters()["by_kind"]["embedding"] == 2, "none was sent for the second"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("server_error", "vendor_error"), ("timeout", "timeout"), ("nan_vector", "judge_error")]
+)
+async def test_broken_embeddings_are_a_failure_of_the_metric(
+    vendor: VendorControl, tmp_path: Path, fault: str, kind: str
+) -> None:
+    vendor.fault(fault, models=["text-embedding-3-small"])
+    relevancy = Relevancy(vendor, tmp_path / "run")
+    relevancy.vendor.deadline_s = 2.0
+    score = await relevancy.score()
+    assert score.value is None
+    assert score.failure is not None
+    assert score.failure.kind == kind
+
+
+def test_estimate_and_cap_know_a_judges_embeddings(project: Project, touchstone, vendor: VendorControl) -> None:
+    price = {"input_per_million": 1, "output_per_million": 2}
+    judge = {"model": f"openai/{JUDGE}", "api_base": vendor.api_base, "price": price}
+    scorer = {"name": "relevancy", "kind": "ragas", "metric": "answer_relevancy"}
+    dataset = project.golden_set("judged", [CASE.model_dump(mode="json", exclude_defaults=True)], scorers=[scorer])
+
+    def estimate(name: str, **more: Any) -> tuple[int, dict[str, Any]]:
+        bundle = project.prompt_bundle(name, vendor, judge=judge | more)
+        return touchstone("eval", "estimate", "--bundle", bundle, "--dataset", dataset, "--json")
+
+    code, local = estimate("local")
+    assert (code, local["judge_calls"], local["embedding_calls"]) == (0, 1, 0)
+    code, paid = estimate("paid", **embedding_at(vendor))
+    assert (code, paid["judge_calls"], paid["embedding_calls"]) == (0, 1, 2)
+    assert paid["expected_cost_usd"] > local["expected_cost_usd"]
+    assert paid["worst_cost_usd"] > local["worst_cost_usd"]
+
+    unknown = {"embedding_model": "openai/my-own-embedder", "embedding": {"api_base": vendor.api_base}}
+    bundle = project.prompt_bundle("unknown", vendor, judge=judge | unknown)
+    run = ("eval", "run", "--bundle", bundle, "--dataset", dataset, "--max-cost", "1", "--json")
+    code, refused = touchstone(*run)
+    assert code == 2
+    assert "my-own-embedder is unknown" in refused["error"]
+    assert "usd_per_million_tokens" in refused["error"]
+    assert vendor.counters()["calls"] == 0
 
 
 def test_a_bad_judge_answer_is_replayed_on_resume_and_asked_anew_on_retry(
