@@ -25,7 +25,7 @@ MARKS = np.array([[True, False, False]])
 
 
 def line(
-    query: str = "When?", documents: list[str] | None = None, at: dt.datetime = NOW - dt.timedelta(hours=1), **f: Any
+    query: Any = "When?", documents: list[str] | None = None, at: dt.datetime = NOW - dt.timedelta(hours=1), **f: Any
 ) -> str:
     chunks = [{"document_id": id, "chunk_id": f"{id}#0", "rank": 1, "score": 0.5} for id in documents or ["refunds"]]
     record = {"time": at.isoformat(timespec="milliseconds"), "run_key": None, "config": "support", "segment": None}
