@@ -128,7 +128,7 @@ def _read(
 def _schema(*, chunks: bool) -> pa.Schema:
     import pyarrow as pa
 
-    fields = [("time", pa.timestamp("ms", "UTC")), *((name, pa.string()) for name in ("config", "run_key", "query"))]
+    fields = [("time", pa.timestamp("ns", "UTC")), *((name, pa.string()) for name in ("config", "run_key", "query"))]
     if chunks:
         fields += [("segment", pa.string()), ("chunks", pa.list_(pa.struct([("document_id", pa.string())])))]
     return pa.schema(fields)

@@ -82,6 +82,7 @@ def decide_freshness(
         statuses={status: statuses.count(status) for status in DocumentStatus},
         segments={name: _segment(inspection, part, basis, sla) for name, part in traffic.segments.items()},
         documents=documents[:_MOST_DOCUMENTS],
+        source_error=inspection.source_error,
         warnings=inspection.warnings + traffic.warnings,
     )
     known = state if announcement is None else FreshnessState(announced=level, announced_at=inspection.at)

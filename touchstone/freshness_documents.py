@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from touchstone.freshness_records import DocumentStatus
 from touchstone.index import IndexedDocument, UnreadableDocument, compare_source
 
-Verified = Mapping[str, tuple[str, datetime]]  # by document id: content hash, when it was last equal to its source
+Verified = Mapping[str, tuple[str, datetime]]  # by document id: start of its content hash, when it was last equal
 
+_HASH = 16  # hexadecimal digits of a content hash that are kept for the next check: 64 bits
 _DAY = 86_400.0
 
 
@@ -76,7 +77,7 @@ class Inspection:
         """What the next check has to know; None: at this check."""
         return {
             document.id: (
-                document.content_hash,
+                document.content_hash[:_HASH],
                 None if document.status is DocumentStatus.FRESH else document.verified_at,
             )
             for document in self.documents
@@ -135,7 +136,7 @@ def _documents(
         status, note = statuses.get(document.id, (DocumentStatus.FRESH, ""))
         embedded_at = min(_time(document.embedded_at), now)
         seen = embedded_at
-        if document.id in verified and verified[document.id][0] == document.content_hash:
+        if document.id in verified and verified[document.id][0] == document.content_hash[:_HASH]:
             seen = max(embedded_at, min(verified[document.id][1], now))
         at = now if status is DocumentStatus.FRESH else seen
         found.append(

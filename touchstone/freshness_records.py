@@ -160,6 +160,7 @@ class FreshnessReport(_Record):
     statuses: dict[DocumentStatus, int]
     segments: dict[str, SegmentFreshness]
     documents: tuple[ResponsibleDocument, ...] = Field(description="The first 1,000, most retrieved first")
+    source_error: str = Field(default="", description="Why the source could not be read; empty: it was")
     plan: FreshnessPlan | None = None
     warnings: tuple[str, ...] = ()
 

@@ -99,6 +99,14 @@ def test_only_production_of_this_config_and_window_counts(tmp_path: Path) -> Non
     assert traffic(tmp_path).overall.retrievals == 3
 
 
+@pytest.mark.parametrize(
+    "written", ["2026-11-20T09:00:00Z", "2026-11-20 09:00:00.5+00:00", "2026-11-20T11:00:00.123456789+02:00"]
+)
+def test_times_are_read_as_other_writers_write_them(tmp_path: Path, written: str) -> None:
+    write(tmp_path, line(time=written))
+    assert (traffic(tmp_path).overall.retrievals, traffic(tmp_path).warnings) == (1, ())
+
+
 def test_no_log_is_no_traffic(tmp_path: Path) -> None:
     assert queries(tmp_path / "missing") == []
     write(tmp_path, end="")
