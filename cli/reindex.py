@@ -63,7 +63,7 @@ def _shown() -> Iterator[Any]:
 
     class Shown:
         def planned(self, report: BuildReport, plan: BuildPlan) -> None:
-            err.print(f"{_changes(report.changes)}; {len(plan.pending)} chunks to embed, {plan.reused} known")
+            err.print(f"{_changes(report.changes)}; {len(plan.pending)} chunks to embed")
 
         def embedded(self, done: int, total: int) -> None:
             advance(done, total)

@@ -203,7 +203,6 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
         quarantined=tuple(plan.scanned.quarantined),
         suspicious=tuple(plan.scanned.suspicious),
         pii=dict(plan.scanned.pii),
-        reused_chunks=plan.reused,
     )
     observer.planned(planned, plan)
 
@@ -218,7 +217,8 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
         embed_s=round(time.monotonic() - begun, 3),
     )
     index = write_version(plan, settings.lance, live.index.label if live else None)
-    built = build.report(index=index, documents=index.documents, chunks=index.chunks)
+    reused = index.chunks - plan.embedded_anew
+    built = build.report(index=index, documents=index.documents, chunks=index.chunks, reused_chunks=reused)
     if built.is_current:
         return build.report(reason="the live index already holds the source as it is")
 

@@ -89,7 +89,9 @@ def headline(report: BuildReport) -> str:
 def plan_markdown(report: BuildReport, plan: BuildPlan) -> str:
     """What the source changed, and what that costs."""
     lines = [f"## Plan: {report.config_name}@{report.config_version}", "", _changes(report.changes), ""]
-    lines += [f"{len(plan.pending)} chunks to embed, {plan.reused} known from before."]
+    lines += [
+        f"{len(plan.pending)} chunks to embed, {len(plan.scanned.pieces) - plan.embedded_anew} known from before."
+    ]
     return "\n".join(lines + _documents(report.changes) + _scan(report))
 
 

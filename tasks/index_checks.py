@@ -58,7 +58,7 @@ def validate_version(
         chunks_before=live.index.chunks if live and live.index.table == index.table else None,
         max_chunk_change=config.gate.max_chunk_change,
         golden_ids=frozenset(id for case in cases for id in case.relevant_ids or ()),
-        quarantined_documents=frozenset(chunk.document_id for chunk in plan.scanned.quarantined),
+        quarantined=tuple(plan.scanned.quarantined),
         written=len(plan.scanned.pieces),
     )
     return validate_build(chunk_frame(table), facts, build_folder(settings.state, build_key) / "validation")

@@ -65,10 +65,10 @@ class BuildPlan:
         return [self.pending[start : start + _EMBEDDED_AT_ONCE] for start in starts]
 
     @property
-    def reused(self) -> int:
-        """Chunks to write whose text was embedded before."""
+    def embedded_anew(self) -> int:
+        """Chunks to write whose text was never embedded; equal texts are embedded once."""
         new = {content for content, _ in self.pending}
-        return sum(piece.content_hash not in new for piece in self.scanned.pieces)
+        return sum(piece.content_hash in new for piece in self.scanned.pieces)
 
 
 def plan_build(

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.index_builds import build_folder, build_folders, read_build
+from tasks.index_builds import REPORT, build_folder, build_folders, read_build
 from tasks.tracking_address import connected, run_url
 from tasks.tracking_experiment import ensure_experiment
 from touchstone.index import BuildReport
@@ -67,7 +67,9 @@ def _log(client: MlflowClient, run_id: str, report: BuildReport, folder: Path) -
     metrics = [Metric(name, value, end, 0) for name, value in _metrics(report).items()]
     params = [Param(name, value) for name, value in _params(report).items()]
     client.log_batch(run_id, metrics, params, [RunTag(name, value) for name, value in _tags(report).items()])
-    client.log_artifacts(run_id, str(folder))
+    client.log_artifact(run_id, str(folder / REPORT))
+    if (folder / "validation").is_dir():
+        client.log_artifacts(run_id, str(folder / "validation"), "validation")
     client.set_terminated(run_id, "FINISHED" if report.index else "FAILED", end)
 
 
