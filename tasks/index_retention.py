@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 _NEVER = timedelta(days=36_500)
+_MARGINS = tuple(timedelta(seconds=seconds) for seconds in (0, 0.5, 5, 60, 900))
 _ROUNDED = timedelta(milliseconds=1)  # LanceDB rounds ages to it
 _LANCE_ERRORS = (RuntimeError, OSError, ValueError)
 _log = logging.getLogger("touchstone")
@@ -95,23 +96,37 @@ def clean_table(
 
 
 def _remove_old(table: Table, older_than: timedelta) -> CleanUp:
-    """Two calls of optimize: the first may compact for minutes, the second has only to remove.
-
-    The cut-off is just above the newest version that goes, as far as possible below the oldest tagged one: Lance
-    refuses to remove anything when a tagged version is older than the cut-off, and counts from its own clock.
-    """
+    """Remove versions that are older than `older_than`, and than every tagged one."""
     before = _versions(table)
     tags = {name: tag["version"] for name, tag in table.tags.list().items()}
     oldest_tag = min(tags, key=lambda name: tags[name], default=None)
     limit = min([datetime.now(UTC) - older_than, *(before[version] for version in tags.values() if version in before)])
-    old = [version for version, made in before.items() if made < limit and version != max(before)]
-    if old:
-        table.optimize(cleanup_older_than=_NEVER)
-        age = datetime.now(UTC) - max(before[version] for version in old) - _ROUNDED
-        table.optimize(cleanup_older_than=max(age, _ROUNDED))
+    del before[max(before)]  # the latest version is never removed
+    if any(made < limit for made in before.values()):
+        table.optimize(cleanup_older_than=_NEVER)  # compacts, which may take minutes: below only the removal is left
+        remove_before(table, before.values(), limit)
         table.checkout_latest()
     after = _versions(table)
     return CleanUp(table.name, tuple(sorted(before.keys() - after.keys())), len(after), oldest_tag)
+
+
+def remove_before(table: Table, made: Collection[datetime], limit: datetime) -> None:
+    """Remove versions made before `limit`, the time of the oldest tagged one at most; `made` are the times of all.
+
+    Lance counts the age from its own clock, later than ours, and removes nothing at all when a tagged version is
+    older than that. So the cut-off is just above the newest version that goes, and when that was too close to a
+    tagged one, the next attempt leaves more time between them.
+    """
+    for margin in _MARGINS:
+        old = [moment for moment in made if moment < limit - margin]
+        if not old:
+            return
+        age = datetime.now(UTC) - max(old) - _ROUNDED
+        try:
+            return table.optimize(cleanup_older_than=max(age, _ROUNDED))
+        except RuntimeError as error:
+            if "tagged version" not in str(error) or margin == _MARGINS[-1]:
+                raise
 
 
 def _versions(table: Table) -> dict[int, datetime]:

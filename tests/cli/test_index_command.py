@@ -123,7 +123,7 @@ def test_a_search_without_a_live_index_is_exit_code_3(site: Site, touchstone: An
 
 def test_clean_up_says_what_it_removed_and_when_it_could_not(site: Site, touchstone: Any) -> None:
     assert touchstone("index", "cleanup", "--config", "help", "--json") == (0, {"config": "help", "tables": []})
-    versions = [site.build(edition) for edition in range(1, 6)]
+    versions = site.build_apart(3, 5)
     for index in versions:
         site.promote(index)
     code, young = touchstone("index", "cleanup", "--config", "help", "--json")

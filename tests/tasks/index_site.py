@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,6 +41,12 @@ class Site:
         lines = [{"id": f"d{n}", "text": f"Edition {edition} of chapter {n}."} for n in range(3)]
         (self.folder / "corpus.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
         return ensure_index(self.configured(**changes), self.folder / "corpus.jsonl", self.lance)
+
+    def build_apart(self, old: int, total: int) -> list[IndexVersion]:
+        """So many versions, with time between the `old` ones and the rest: Lance removes up to a moment."""
+        versions = [self.build(edition) for edition in range(1, old + 1)]
+        time.sleep(1)
+        return versions + [self.build(edition) for edition in range(old + 1, total + 1)]
 
     def promote(self, index: IndexVersion, reason: str = "not worse") -> LivePointer:
         live = live_pointer(self.ledger, index.config_name)
