@@ -27,7 +27,8 @@ _MLFLOW_UI, _PREFECT_UI = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 
 
 def demo() -> None:
-    """Index, baseline, two quiet days, then the vendor silently changes: see it flagged, detected and dated."""
+    """Index, baseline, quiet days; documents change and the index follows; then the vendor silently changes."""
+    from cli.demo_reindex import own_corpus
     from cli.output import exit_with, out
 
     started = time.monotonic()
@@ -47,13 +48,14 @@ def demo() -> None:
         "[bold]Touchstone demo[/] — emulated vendor, real Prefect, MLflow, LanceDB; nothing leaves this machine\n"
     )
     with emulated_vendor() as address:
-        bundle = _bundle_at(settings, address)
-        reports = asyncio.run(_days(settings, bundle, address))
+        retrieval = own_corpus(settings)
+        bundle = _bundle_at(settings, retrieval, address)
+        reports = asyncio.run(_days(settings, retrieval, bundle, address))
     out.print()
     _print_days(reports)
     _print_next_steps(settings, home, reports, time.monotonic() - started)
     verdicts = [report.verdict for report in reports]
-    exit_with(0 if verdicts[:2] == ["stable", "stable"] and verdicts[-1] == "drifted" else 1)
+    exit_with(0 if verdicts[:3] == ["stable"] * 3 and verdicts[-1] == "drifted" else 1)
 
 
 @contextmanager
@@ -72,7 +74,8 @@ def emulated_vendor() -> Iterator[str]:
         process.wait(timeout=10)
 
 
-async def _days(settings: Settings, bundle: Path, address: str) -> list[EvalReport]:
+async def _days(settings: Settings, retrieval: Path, bundle: Path, address: str) -> list[EvalReport]:
+    from cli import demo_reindex
     from cli.output import out
     from flows.golden_eval import calibrate_runs, run_as_flow
     from tasks.plan import EvalRequest
@@ -80,15 +83,21 @@ async def _days(settings: Settings, bundle: Path, address: str) -> list[EvalRepo
     from touchstone.report import EvalReport
 
     request = EvalRequest(bundle=str(bundle), dataset="support")
-    await asyncio.to_thread(_build_index, settings)
+    first = await asyncio.to_thread(demo_reindex.reindex, retrieval)
+    out.print(f"re-index   {demo_reindex.describe(first)}")
     started = time.monotonic()
     baseline = await calibrate_runs(settings, request, CALIBRATION_RUNS)
     out.print(
         f"baseline   {len(baseline.run_keys)} runs of the golden set frozen in {time.monotonic() - started:.0f} s"
     )
     reports = []
-    for day in range(1, 5):
+    for day in range(1, 6):
         if day == 3:
+            for line in await asyncio.to_thread(demo_reindex.documents_change, settings, retrieval):
+                out.print(line)
+        if day == 4:
+            ruined = await asyncio.to_thread(demo_reindex.ruined_build, retrieval)
+            out.print(f"re-index   {demo_reindex.describe(ruined)}")
             _swap(address)
             out.print(f"[bold]           the vendor now serves {SWAPPED} under the same name, and says nothing[/]")
         key = await run_as_flow(request, None, False)
@@ -98,23 +107,10 @@ async def _days(settings: Settings, bundle: Path, address: str) -> list[EvalRepo
     return reports
 
 
-def _build_index(settings: Settings) -> None:
-    from cli.output import out
-    from tasks.indexing import ensure_index
-    from tasks.loading import load_bundle, load_retrieval_config
-
-    started = time.monotonic()
-    config, source = load_retrieval_config(settings.root, load_bundle(settings.root, "support").retrieval or "")
-    index = ensure_index(config, source, settings.lance)
-    out.print(
-        f"index      {index.documents} documents, {index.chunks} chunks of {config.embedding_model} "
-        f"in LanceDB, {time.monotonic() - started:.0f} s"
-    )
-
-
-def _bundle_at(settings: Settings, address: str) -> Path:
-    """The bundle `support`, pointed at this demo's vendor; the address is not part of its fingerprint."""
+def _bundle_at(settings: Settings, retrieval: Path, address: str) -> Path:
+    """The bundle `support`, pointed at this demo's documents and vendor, whose address is in no fingerprint."""
     bundle = yaml.safe_load((settings.root / "bundles" / "support.yaml").read_text())
+    bundle["retrieval"] = str(retrieval)
     bundle["api_base"] = bundle["judge"]["api_base"] = f"{address}/v1"
     path = settings.state / "demo" / "support.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,4 +169,4 @@ def _print_next_steps(settings: Settings, home: Path, reports: list[EvalReport],
     out.print(f"\n{seconds:.0f} s. Look at it:")
     out.print(f"  {_PREFECT_UI}  PREFECT_HOME=$PWD/{shown}/prefect .venv/bin/prefect server start")
     out.print(f"  {_MLFLOW_UI}  {ui_command(settings)}")
-    out.print(f"  here                   .venv/bin/touchstone eval compare {reports[1].run_key} {reports[3].run_key}")
+    out.print(f"  here                   .venv/bin/touchstone eval compare {reports[1].run_key} {reports[4].run_key}")

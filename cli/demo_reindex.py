@@ -82,21 +82,23 @@ def describe(report: BuildReport) -> str:
 
     changes = report.changes
     word = "[green]promoted[/]" if report.promoted else "[red]NOT promoted[/]"
-    first, _, _ = report.reason.partition(";")
+    reason, _, _ = report.reason.partition(":" if report.promoted else ": lower")
     return (
         f"{word}  {len(changes.added)} added, {len(changes.changed)} changed, {len(changes.deleted)} deleted: "
-        f"{report.embedded_chunks} of {report.chunks} chunks embedded, {report.wall_s:.0f} s  [dim]{escape(first)}[/]"
+        f"{report.embedded_chunks} of {report.chunks} chunks embedded, {report.wall_s:.0f} s  [dim]{escape(reason)}[/]"
     )
 
 
 def check_freshness(config: Path) -> str:
     """The flow `freshness`, in this process, as one line."""
-    from flows.freshness import run_as_flow
     from rich.markup import escape
 
-    found = run_as_flow(str(config))
-    style = {"ok": "green", "flagged": "yellow"}.get(found.level, "red")
-    return f"[{style}]{found.level}[/]  [dim]{escape(found.reason)}[/]"
+    from flows.freshness import freshness
+
+    state = freshness(config=str(config), return_state=True)
+    style = {"Ok": "green", "Flagged": "yellow"}.get(state.name or "", "red")
+    level, _, reason = (state.message or "").partition(": ")
+    return f"[{style}]{level}[/]  [dim]{escape(reason)}[/]"
 
 
 def ask(settings: Settings, config: Path) -> str:
