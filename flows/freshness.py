@@ -46,7 +46,7 @@ def freshness(config: str = "support") -> State:
         log.warning("%s", warning)
     create_artifact(report)
     emit_freshness_event(report)
-    return _state(report)
+    return final_state(report)
 
 
 def conduct(settings: Settings, config: str, *, announce: bool, with_plan: bool = False) -> FreshnessReport:
@@ -83,7 +83,8 @@ def _check(
     return found, report
 
 
-def _state(report: FreshnessReport) -> State:
+def final_state(report: FreshnessReport) -> State:
+    """Failed when breached, and when nobody could tell, so that failure automations hear of both."""
     unmeasurable = bool(report.source_error) and not report.breached
     name = "Unmeasurable" if unmeasurable else report.level.capitalize()
     state = Failed if unmeasurable or report.breached else Completed

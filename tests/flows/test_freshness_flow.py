@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.freshness import conduct
+from flows.freshness import conduct, final_state
 from tasks.announce_freshness import event_payload, markdown
 from tasks.freshness_check import gather, record, repair_plan
 from tasks.indexing import ensure_index
@@ -335,3 +335,15 @@ def test_the_event_and_the_artifact_carry_all_that_others_need(handbook) -> None
     text = markdown(report)
     assert text.startswith("## BREACHED: index of help")
     assert "| `page-00` | lagging | 50 % |" in text
+
+
+def test_the_flow_run_fails_when_breached_and_when_nobody_can_tell(handbook) -> None:
+    handbook.index()
+    fine = final_state(handbook.check())
+    (handbook.root / "pages").rename(handbook.root / "unmounted")
+    unknown, late = final_state(handbook.check()), final_state(handbook.check(timedelta(days=40)))
+    assert [(state.type.value, state.name) for state in (fine, unknown, late)] == [
+        ("COMPLETED", "Ok"),
+        ("FAILED", "Unmeasurable"),
+        ("FAILED", "Breached"),
+    ]

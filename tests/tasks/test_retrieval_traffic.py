@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import log_blocks
+from tasks import log_blocks, retrieval_traffic
 from tasks.retrieval_log import log_retrieval
 from tasks.retrieval_traffic import read_queries, read_traffic
 from touchstone.freshness_traffic import Traffic
@@ -213,7 +213,7 @@ def test_blank_lines_and_line_ends_of_other_systems_are_fine(tmp_path: Path) -> 
     assert traffic(tmp_path).warnings == ()
 
 
-def test_blocks_count_the_same_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_many_documents_count_the_same_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(5)
     for day in range(14, 20):
         lines = [
@@ -228,6 +228,7 @@ def test_blocks_count_the_same_as_the_whole(tmp_path: Path, monkeypatch: pytest.
         write(tmp_path, *lines, day=f"2026-11-{day}")
     whole, whole_queries = traffic(tmp_path), queries(tmp_path, limit=50)
     monkeypatch.setattr(log_blocks, "_BLOCK", 3000)
+    monkeypatch.setattr(retrieval_traffic, "_FEW", 2)  # as if these were many documents
     parts = traffic(tmp_path)
     assert parts.overall.clusters.tolist() == whole.overall.clusters.tolist()
     assert parts.overall.documents.tolist() == whole.overall.documents.tolist()
