@@ -111,7 +111,7 @@ def record(ledger: Ledger, found: Gathered, report: FreshnessReport, state: Fres
 def repair_plan(found: Gathered) -> FreshnessPlan:
     """The cheapest repair, at the embedding model's price where it is known."""
     price = usd_per_million_tokens(found.config)
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         return plan_repair(found.inspection, found.traffic, found.source, found.config.freshness, price)
 
 
@@ -139,7 +139,7 @@ def _read_source(config: RetrievalConfig, path: Path | BadInput) -> SourceNow | 
         snapshot = read_source(path, config.source.max_document_mb)
     except BadInput as error:
         return str(error)
-    lengths = {document.id: len(document.text) if document.text.strip() else 0 for document in snapshot.documents}
+    lengths = {document.id: len(document.text) for document in snapshot.documents}
     return SourceNow(snapshot.hashes, lengths, snapshot.unreadable)
 
 
@@ -221,7 +221,7 @@ def _count(found: list[Retrieval], segments: list[str], ids: list[str], marks: n
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """The solver (HiGHS) prints lines of its own to the process's stdout, where `--json` must be one object."""
     flush = ctypes.CDLL(None).fflush  # C's buffer: what is in it is written where stdout points to then
     sys.stdout.flush()
@@ -231,6 +231,7 @@ def _stdout_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.stdout.flush()
         flush(None)
         os.dup2(saved, 1)
         os.close(saved)

@@ -21,15 +21,11 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True)
 class SourceNow:
-    """What a source holds; `lengths` are in characters. A blank document has no chunk, whatever is embedded."""
+    """What a source holds; `lengths` are in characters."""
 
     hashes: Mapping[str, tuple[str, str]]  # (content hash, record hash) by id
     lengths: Mapping[str, int]
     unreadable: tuple[UnreadableDocument, ...] = ()
-
-    @cached_property
-    def blank(self) -> frozenset[str]:
-        return frozenset(id for id, length in self.lengths.items() if not length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +109,30 @@ def inspect(
         **{old: (DocumentStatus.GHOST, f"renamed to {new}") for old, new in changes.renamed},
         **{id: (DocumentStatus.UNVERIFIABLE, reasons.get(id, "may be one that cannot be read")) for id in changes.kept},
     }
-    added = [id for id in changes.added if id not in source.blank]
-    left_out = set(added) & set(quarantined)
+    left_out = set(changes.added) & set(quarantined)
     return Inspection(
         at=now,
         documents=_documents(indexed, statuses, verified, now),
-        never_embedded=tuple(id for id in added if id not in left_out),
+        never_embedded=tuple(id for id in changes.added if id not in left_out),
         quarantined=tuple(sorted(left_out)),
-        source_documents=len(source.hashes) - len(source.blank) - len(left_out),
-        warnings=warnings,
+        source_documents=len(source.hashes) - len(left_out),
+        warnings=warnings + _unreadable_warning(source.unreadable),
     )
+
+
+def _clock_warning(indexed: Sequence[IndexedDocument], now: datetime) -> tuple[str, ...]:
+    ahead = sum(_time(document.embedded_at) > now for document in indexed)
+    when = f"{now:%Y-%m-%d %H:%M} UTC"
+    message = f"{ahead} documents were embedded later than now ({when}), and count as now: check clocks"
+    return (message,) if ahead else ()
+
+
+def _unreadable_warning(unreadable: Sequence[UnreadableDocument]) -> tuple[str, ...]:
+    """Those that were never embedded are listed nowhere else."""
+    if not unreadable:
+        return ()
+    first = f"{unreadable[0].where}: {unreadable[0].reason}"
+    return (f"documents of the source that cannot be read: {len(unreadable)}, the first: {first}",)
 
 
 def _documents(

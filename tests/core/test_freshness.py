@@ -28,10 +28,9 @@ def indexed(*ids: str, days_ago: float = 100) -> list[IndexedDocument]:
     return [IndexedDocument(id=id, content_hash=f"{id}-1", record_hash="r", embedded_at=at, chunks=2) for id in ids]
 
 
-def source(*ids: str, changed: tuple[str, ...] = (), blank: tuple[str, ...] = (), **hashes: str) -> SourceNow:
-    found = {id: (f"{id}-1", "r") for id in (*ids, *blank)}
-    found |= {id: (f"{id}-2", "r") for id in changed} | {id: (content, "r") for id, content in hashes.items()}
-    return SourceNow(found, {id: 0 if id in blank else 1000 for id in found})
+def source(*ids: str, changed: tuple[str, ...] = ()) -> SourceNow:
+    found = {id: (f"{id}-1", "r") for id in ids} | {id: (f"{id}-2", "r") for id in changed}
+    return SourceNow(found, dict.fromkeys(found, 1000))
 
 
 def statuses(inspection: Inspection) -> dict[str, str]:
@@ -81,6 +80,7 @@ def test_every_status_is_told_apart() -> None:
     assert statuses(found) == expected
     notes = {document.id: document.note for document in found.documents}
     assert (notes["d"], notes["e"]) == ("renamed to moved", "e.md:1: not UTF-8")
+    assert found.warnings == ("documents of the source that cannot be read: 1, the first: e.md:1: not UTF-8",)
     assert found.never_embedded == ("new",)
     assert found.source_documents == 4
 
@@ -107,6 +107,15 @@ def test_a_changed_document_counts_from_the_check_that_last_saw_it_equal() -> No
     assert verified_at(found, "d") == ago(days=50)  # a ghost that no check saw
     embedded_since = inspect(indexed("b", days_ago=1), source(changed=("b",)), known, NOW)
     assert verified_at(embedded_since, "b") == ago(days=1)
+
+
+def test_contents_are_known_again_by_the_start_of_their_hash() -> None:
+    long, at = "0123456789abcdef" + "x" * 48, ago(days=4).isoformat()
+    document = IndexedDocument(id="a", content_hash=long, record_hash="", embedded_at=at, chunks=1)
+    checked = inspect([document], SourceNow({"a": (long, "")}, {"a": 9}), {}, ago(days=2)).verified
+    assert checked == {"a": ("0123456789abcdef", None)}
+    found = inspect([document], "gone", {"a": (checked["a"][0], ago(days=2))}, NOW)
+    assert found.ages.tolist() == [2]
 
 
 def test_what_the_next_check_must_know_is_the_same_while_nothing_changes() -> None:
@@ -136,9 +145,8 @@ def test_times_in_the_future_are_clipped_with_a_warning() -> None:
     )
 
 
-def test_quarantined_and_blank_documents_are_not_counted_as_never_embedded() -> None:
-    now = source("a", "new", "hidden", blank=("empty",))
-    found = inspect(indexed("a"), now, {}, NOW, quarantined=["hidden", "a", "elsewhere"])
+def test_quarantined_documents_are_not_counted_as_never_embedded() -> None:
+    found = inspect(indexed("a"), source("a", "new", "hidden"), {}, NOW, quarantined=["hidden", "a", "elsewhere"])
     assert (found.never_embedded, found.quarantined, found.source_documents) == (("new",), ("hidden",), 2)
     report, _ = decide(found, traffic(found, [["a"]]))
     assert (report.never_embedded.share, report.never_embedded.count) == (0.5, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from flows.freshness import conduct, final_state
 from tasks.announce_freshness import event_payload, markdown
-from tasks.freshness_check import gather, record, repair_plan
+from tasks.freshness_check import gather, record, repair_plan, stdout_to_stderr
 from tasks.indexing import ensure_index
 from tasks.ledger import Ledger
 from tasks.live_index import live_pointer, promote
@@ -143,6 +145,14 @@ def test_without_an_index_it_is_unmeasurable_and_says_what_makes_one(handbook, f
     assert "`touchstone reindex --config help`" in report["error"]
 
 
+def test_an_index_that_is_gone_from_disk_is_unmeasurable(handbook, freshness) -> None:
+    handbook.index()
+    shutil.rmtree(handbook.settings.lance)
+    code, report = freshness()
+    assert code == 3
+    assert "cannot be read" in report["error"]
+
+
 @pytest.mark.parametrize("fault", ["no such config", "no source and no index", "unknown golden set"])
 def test_bad_input_is_exit_code_2(handbook, freshness, touchstone, fault: str) -> None:
     if fault == "no such config":
@@ -260,6 +270,27 @@ def test_a_check_that_another_one_overtook_is_not_recorded(handbook) -> None:
     with pytest.raises(LedgerConflict):
         record(handbook.ledger, slow, report, FreshnessState())
     assert conduct(handbook.settings, "help", announce=False).level == "ok"
+
+
+def test_checks_at_the_same_time_are_all_recorded_one_after_the_other(handbook) -> None:
+    handbook.index()
+    handbook.delete("page-01")
+    handbook.configure(freshness={"persistence": 4})
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: conduct(handbook.settings, "help", announce=False), range(4)))
+    events = handbook.ledger.events(EventKind.FRESHNESS_CHECKED, SUBJECT)
+    assert [event.payload["state"]["measures"]["ghosts"]["streak"] for event in events] == [1, 2, 3, 4]
+    assert sorted(report.level.value for report in reports) == ["breached", "flagged", "flagged", "flagged"]
+
+
+def test_what_the_solver_prints_is_kept_off_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with stdout_to_stderr():
+        ctypes.CDLL(None).puts(b"noise of a C library")
+    ctypes.CDLL(None).puts(b"{}")
+    ctypes.CDLL(None).fflush(None)
+    out, err = capfd.readouterr()
+    assert out == "{}\n"
+    assert "noise of a C library" in err
 
 
 def test_a_state_that_cannot_be_read_starts_anew_with_a_warning(handbook, freshness) -> None:
