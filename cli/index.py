@@ -165,7 +165,7 @@ def _opened(config: str) -> Iterator[tuple[Settings, RetrievalConfig, Ledger]]:
     from tasks.loading import load_retrieval_config, load_settings
 
     settings = load_settings()
-    found, _ = load_retrieval_config(settings.root, config)
+    found, _ = load_retrieval_config(settings.root, config, needs_source=False)
     ledger = Ledger(settings.ledger, settings.environment)
     try:
         yield settings, found, ledger

@@ -218,9 +218,9 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
     )
     index = write_version(plan, settings.lance, live.index.label if live else None)
     reused = index.chunks - plan.embedded_anew
-    built = build.report(index=index, documents=index.documents, chunks=index.chunks, reused_chunks=reused)
-    if built.is_current:
-        return build.report(reason="the live index already holds the source as it is")
+    build.report(index=index, documents=index.documents, chunks=index.chunks, reused_chunks=reused)
+    if live is not None and live.index.serves_like(index):
+        return build.report(index=live.index, reason="the live index already holds the source as it is")
 
     validation = validate_version(settings, config, build.key, index, live, plan, build.cases)
     build.report(validation=validation)

@@ -100,13 +100,13 @@ class Ledger:
         if subject is not None:
             query = query.where(_EVENTS.c.subject == subject)
         order = _EVENTS.c.sequence.desc() if newest else _EVENTS.c.sequence
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query.order_by(order).limit(newest)).mappings().all()
         return [LedgerEvent.model_validate({**row, "payload": json.loads(row["payload"])}) for row in rows]
 
     def content(self, event: LedgerEvent) -> bytes:
         """The content that an event refers to. Raises BadInput when it was erased."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             query = sa.select(_CONTENTS.c.body).where(_CONTENTS.c.digest == event.content_digest)
             body = connection.execute(query).scalar_one_or_none()
         if body is None:
@@ -115,6 +115,9 @@ class Ledger:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _reading(self) -> sa.Connection:
+        return self._engine.connect().execution_options(reads=True)
 
     def _last(self, connection: sa.Connection) -> int:
         query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(_EVENTS.c.environment == self.environment)
@@ -162,6 +165,8 @@ def _engine(url: str) -> sa.Engine:
 
     @sa_event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the writer lock before the read, or two would read the same
+        reads = connection.get_execution_options().get("reads", False)
+        # An append takes the writer lock before it reads, or two would read the same; readers wait for nobody.
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine

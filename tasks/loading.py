@@ -82,8 +82,11 @@ def load_prompt(root: Path, reference: str | InlinePrompt, required: set[str], o
     return prompt
 
 
-def load_retrieval_config(root: Path, reference: str) -> tuple[RetrievalConfig, Path]:
-    """Read retrieval_configs/<name>.yaml for `name` or `name@version`; returns it with its source's path."""
+def load_retrieval_config(root: Path, reference: str, *, needs_source: bool = True) -> tuple[RetrievalConfig, Path]:
+    """Read retrieval_configs/<name>.yaml for `name` or `name@version`; returns it with its source's path.
+
+    Who only looks at what is indexed `needs` no source: it may not be mounted.
+    """
     name, _, version = reference.partition("@")
     path = _find(root, "retrieval_configs", name, what="retrieval config", suffix=".yaml")
     config = load_yaml(path, RetrievalConfig)
@@ -91,9 +94,9 @@ def load_retrieval_config(root: Path, reference: str) -> tuple[RetrievalConfig, 
         raise BadInput(f"{path}: field version: is {config.version}, but {reference} is asked for")
     candidates = [root / config.source.path, path.parent / config.source.path]
     source = next((candidate for candidate in candidates if candidate.exists()), None)
-    if source is None:
+    if source is None and needs_source:
         raise BadInput(f"{path}: field source.path: {config.source.path} is neither below {root} nor {path.parent}")
-    return config, source
+    return config, source or candidates[0]
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:

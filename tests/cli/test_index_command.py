@@ -83,6 +83,15 @@ def test_a_roll_back_moves_the_mark_and_the_list_says_why(site: Site, touchstone
     assert second.label in text
 
 
+def test_a_roll_back_needs_no_source(site: Site, touchstone: Any) -> None:
+    first, second = site.build(1), site.build(2)
+    site.promote(first)
+    site.promote(second)
+    (site.folder / "corpus.jsonl").unlink()  # the share it is on is not mounted
+    code, answer = touchstone("index", "rollback", "--config", "help", "--json")
+    assert (code, answer["live"]) == (0, first.label)
+
+
 def test_a_roll_back_without_a_place_to_go_is_exit_code_2(site: Site, touchstone: Any) -> None:
     assert touchstone("index", "rollback", "--config", "help", "--json")[0] == 2
     first = site.build(1)

@@ -52,6 +52,16 @@ def test_an_unchanged_source_builds_nothing(centre: HelpCentre) -> None:
     assert [row["live"] for row in centre.list()["versions"]].count(True) == 1
 
 
+def test_a_clean_up_in_between_promotes_nothing(centre: HelpCentre, touchstone) -> None:
+    centre.reindex()
+    centre.write("hours", "The desk is open from nine to five.")
+    _, live = centre.reindex()
+    arguments = ("--config", "help.yaml", "--keep", "1", "--older-than-hours", "0", "--json")
+    assert touchstone("index", "cleanup", *arguments)[0] == 0
+    code, again = centre.reindex()
+    assert (code, again["promoted"], again["index_version"]) == (0, False, live["index_version"])
+
+
 def test_a_worse_index_is_not_promoted_and_names_its_worst_cases(centre: HelpCentre) -> None:
     _, first = centre.reindex()
     for name in TOPICS:
