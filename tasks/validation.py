@@ -67,8 +67,9 @@ def _scalars(batch: pa.RecordBatch) -> pd.DataFrame:
     finite[given] = np.isfinite(matrix).all(axis=1)
     return pd.DataFrame(
         {
-            "chunk_id": batch["chunk_id"].to_pandas(),
-            "document_id": batch["document_id"].to_pandas(),
+            # Copied: a view of one column would keep the whole batch in memory, vectors and all.
+            "chunk_id": batch["chunk_id"].to_pylist(),
+            "document_id": batch["document_id"].to_pylist(),
             "text_length": lengths.to_pandas(),
             "dimension": np.where(given, float(vectors.type.list_size), np.nan),
             "norm": norm,

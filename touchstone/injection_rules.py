@@ -6,7 +6,8 @@ vocabulary, `...` is up to 40 characters of the same sentence, the rest is a reg
 
 from __future__ import annotations
 
-SCAN_RULES_VERSION = "1"  # the next number with any change, so that what was scanned before is scanned again
+# Of these rules and of those in touchstone/pii.py: the next number with any change scans all documents again.
+SCAN_RULES_VERSION = "1"
 
 VOCABULARY = {
     "dismiss": r"(ignor(e|ing)|disregard(ing)?|forget(ting)?|neglect|overrid(e|ing)|bypass(ing)?|set aside"
@@ -53,7 +54,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "new_task": (
         "your (new|real|actual|only|true|one) (and only )?(task|goal|job|objective|mission|role|instructions?) "
         "(is|are|will be|now)",
-        "new (system |user |task )?(instructions?|prompt|task|request) ?:",
+        "new (system |user )?(instructions?|directives?|prompt) ?:",
+        "new (system|user) (task|request) ?:",
         "instead of (answering|responding to|summari[sz]ing) (the|this|that|any|their) ... {act}",
     ),
     "persona": (
@@ -130,8 +132,8 @@ NEEDED: dict[str, str] = {
     "override": "ignor|disregard|forget|neglect|overrid|bypass|set aside|pay no|abandon|not follow|'t follow|t follow"
     "|never follow|stop follow|longer follow|obey|comply|adher",
     "revoked_instructions": "cancel|void|revoked|supersede|overrid|replace|no longer|precedence",
-    "new_task": "your new|your real|your actual|your only|your true|your one|new instruction|new prompt|new task"
-    "|new request|new system|new user|instead of",
+    "new_task": "your new|your real|your actual|your only|your true|your one|new instruction|new prompt"
+    "|new directive|new system|new user|instead of",
     "persona": "you are|you're|anything now|bound by|now on|here on|unrestricted|uncensored|unfiltered|jailbroken"
     "|restriction|filter|rules|guideline|limit|polic|free of|free from| mode|break character",
     "prompt_leak": "prompt|instruction|directive|guideline|system message|secret|hidden|above|your ",
