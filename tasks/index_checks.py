@@ -54,7 +54,7 @@ def validate_version(
     """Great Expectations on all chunks of the version; the data docs are kept with the build."""
     table = open_table(settings.lance, index.table, index.version)
     facts = BuildFacts(
-        expected_dimension=table.schema.field("vector").type.list_size,
+        expected_dimension=plan.dimension or table.schema.field("vector").type.list_size,
         chunks_before=live.index.chunks if live and live.index.table == index.table else None,
         max_chunk_change=config.gate.max_chunk_change,
         golden_ids=frozenset(id for case in cases for id in case.relevant_ids or ()),

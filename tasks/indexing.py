@@ -65,6 +65,11 @@ class BuildPlan:
         return [self.pending[start : start + _EMBEDDED_AT_ONCE] for start in starts]
 
     @property
+    def dimension(self) -> int | None:
+        """Of the vectors to write; None when there are none."""
+        return max((len(self.vectors[piece.content_hash][0]) for piece in self.scanned.pieces), default=None)
+
+    @property
     def embedded_anew(self) -> int:
         """Chunks to write whose text was never embedded; equal texts are embedded once."""
         new = {content for content, _ in self.pending}

@@ -24,14 +24,54 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["hatch"]["build"]["only-include"]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
+WHOLE_PAYLOAD = {  # a template that named a key which an event lacks would create no run, and say so nowhere
+    "__prefect_kind": "json",
+    "value": {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"},
+}
+
+
+def on_event(name: str, *events: str) -> dict[str, Any]:
+    match = {"prefect.resource.id": "touchstone.index.support"}
+    return {"type": "event", "enabled": True, "name": name, "match": match, "expect": list(events)}
+
+
 # What runs by itself, when, and on what: a change of prefect.yaml must be a change here too.
 RUNS_BY_ITSELF = {
-    "daily": {
-        "entrypoint": "flows.golden_eval.golden_eval",
+    "flows.golden_eval.golden_eval": {
+        "name": "daily",
         "parameters": {"bundle": "support", "dataset": "support"},
         "schedules": [
             {"cron": "30 6 * * *", "timezone": "Europe/Berlin", "slug": "every-morning", "active": True},
         ],
+        "triggers": [on_event("eval-after-reindex", "touchstone.index.promoted")],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.freshness.freshness": {
+        "name": "support",
+        "parameters": {"config": "support"},
+        "schedules": [
+            {"cron": "*/15 * * * *", "timezone": "Europe/Berlin", "slug": "every-quarter-of-an-hour", "active": True},
+        ],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.reindex.reindex": {
+        "name": "support",
+        "parameters": {"config": "support"},
+        "schedules": [{"cron": "0 3 * * *", "timezone": "Europe/Berlin", "slug": "every-night", "active": True}],
+        "triggers": [
+            on_event("reindex-on-breach", "touchstone.freshness.breached", "touchstone.webhook.source-changed")
+            | {"parameters": {"event": WHOLE_PAYLOAD}},
+        ],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.query_drift.query_drift": {
+        "name": "support",
+        "parameters": {"config": "support"},
+        "schedules": [{"cron": "15 4 * * *", "timezone": "Europe/Berlin", "slug": "every-night", "active": True}],
         "triggers": None,
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
         "work_pool": {"name": "evals"},
@@ -123,7 +163,7 @@ def test_every_yaml_parses() -> None:
         assert list(yaml.safe_load_all(path.read_text())), path
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
 def test_a_deployments_dotted_entrypoint_is_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
     """A path entrypoint would load the flow a second time, as another object."""
     from prefect import Flow
@@ -138,9 +178,9 @@ def test_a_deployments_dotted_entrypoint_is_a_flow_that_takes_its_parameters(dep
 
 
 def test_deployments_run_by_themselves_what_and_when_we_mean() -> None:
-    assert [deployment["name"] for deployment in DEPLOYMENTS] == list(RUNS_BY_ITSELF)
+    assert [deployment["entrypoint"] for deployment in DEPLOYMENTS] == list(RUNS_BY_ITSELF)
     for deployment in DEPLOYMENTS:
-        meant = RUNS_BY_ITSELF[deployment["name"]]
+        meant = RUNS_BY_ITSELF[deployment["entrypoint"]]
         assert {key: deployment.get(key) for key in meant} == meant
 
 
