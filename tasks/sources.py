@@ -85,11 +85,6 @@ def read_documents(path: Path, max_document_mb: float = _LONGEST_MB) -> list[Doc
     return list(_in_order(path, found))
 
 
-def corpus_digest(documents: Iterable[Document]) -> str:
-    """One digest of all documents: same digest, nothing to index."""
-    return digest_records((document.id, document.record_hash) for document in documents)
-
-
 def digest_records(records: Iterable[tuple[str, str]]) -> str:
     """Digest of (document id, record hash) pairs in any order."""
     return digest_text(*(f"{identity} {record}" for identity, record in sorted(records)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sources import corpus_digest, read_documents
+from tasks.sources import read_documents
 from touchstone.errors import BadInput
 
 
@@ -65,14 +65,6 @@ def test_jsonl_gives_ids_titles_dates_and_urls(tmp_path: Path) -> None:
 def test_the_layout_of_beir_is_read_too(tmp_path: Path) -> None:
     (document,) = read_documents(jsonl(tmp_path, '{"_id": "4983", "title": "", "text": "Text", "metadata": {}}'))
     assert document.id == "4983"
-
-
-def test_the_digest_changes_with_content_and_not_with_the_order_of_lines(tmp_path: Path) -> None:
-    one, two = '{"id": "a", "text": "A"}', '{"id": "b", "text": "B"}'
-    digest = corpus_digest(read_documents(jsonl(tmp_path, one, two)))
-    assert corpus_digest(read_documents(jsonl(tmp_path, two, one))) == digest
-    assert corpus_digest(read_documents(jsonl(tmp_path, one, two.replace('"B"', '"C"')))) != digest
-    assert corpus_digest(read_documents(jsonl(tmp_path, one))) != digest
 
 
 @pytest.mark.parametrize(
