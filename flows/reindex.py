@@ -28,7 +28,7 @@ from tasks.index_checks import check_embedding_model, evaluate_version, reader_c
 from tasks.index_embedding import Embed, EmbeddingJob, embed_here
 from tasks.indexing import BuildPlan, plan_build, table_name, write_version, writer_lock
 from tasks.ledger import Ledger
-from tasks.live_index import LivePointer, clean_up, live_pointer, promote
+from tasks.live_index import LivePointer, clean_up, live_pointer, pointer_history, promote, rejected_versions
 from tasks.loading import load_golden_set, load_retrieval_config, load_settings
 from tasks.sources import read_source
 from tasks.tracking_index import publish_build
@@ -221,6 +221,13 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
     build.report(index=index, documents=index.documents, chunks=index.chunks, reused_chunks=reused)
     if live is not None and live.index.serves_like(index):
         return build.report(index=live.index, reason="the live index already holds the source as it is")
+
+    for rejected in rejected_versions(pointer_history(ledger, config.name)):
+        if rejected.serves_like(index):
+            return build.report(
+                reason=f"this is what was rolled back from ({rejected.label}); change the source, or return to it by "
+                f"`touchstone index rollback --config {build.request.config} --to {rejected.label}`"
+            )
 
     validation = validate_version(settings, config, build.key, index, live, plan, build.cases)
     build.report(validation=validation)

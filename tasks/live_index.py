@@ -123,6 +123,20 @@ def way_back(history: Sequence[LivePointer]) -> list[IndexVersion]:
     return way
 
 
+def rejected_versions(history: Sequence[LivePointer]) -> list[IndexVersion]:
+    """Versions that somebody went back from and nobody returned to: no build should bring them back by itself."""
+    rejected: dict[str, IndexVersion] = {}
+    seen: list[str] = []
+    for left, pointer in zip([None, *history], history, strict=False):
+        label = pointer.index.label
+        rejected.pop(label, None)
+        if left is not None and pointer.build_key is None and label in seen[: seen.index(left.index.label)]:
+            rejected[left.index.label] = left.index
+        if label not in seen:
+            seen.append(label)
+    return list(rejected.values())
+
+
 def retained_versions(history: Sequence[LivePointer], keep: int) -> list[IndexVersion]:
     """The `keep` versions that were live last, newest first, and in any case the one that a roll-back goes to."""
     newest = {pointer.index.label: pointer.index for pointer in reversed(history)}

@@ -52,6 +52,21 @@ def test_an_unchanged_source_builds_nothing(centre: HelpCentre) -> None:
     assert [row["live"] for row in centre.list()["versions"]].count(True) == 1
 
 
+def test_a_roll_back_is_not_undone_by_the_next_build_of_the_same_source(centre: HelpCentre, touchstone) -> None:
+    _, first = centre.reindex()
+    centre.write("refunds", "A refund is paid within thirty days of the return.")
+    _, second = centre.reindex()
+    touchstone("index", "rollback", "--config", "help.yaml", "--json")
+    code, again = centre.reindex()
+    assert (code, again["promoted"], again["embedded_chunks"]) == (1, False, 0)
+    assert f"--to {second['index_version']}" in again["reason"]
+    assert centre.list()["live"] == first["index_version"]
+    arguments = ("--config", "help.yaml", "--to", second["index_version"], "--json")
+    assert touchstone("index", "rollback", *arguments)[0] == 0
+    assert centre.reindex()[0] == 0
+    assert centre.list()["live"] == second["index_version"]
+
+
 def test_a_clean_up_in_between_promotes_nothing(centre: HelpCentre, touchstone) -> None:
     centre.reindex()
     centre.write("hours", "The desk is open from nine to five.")
