@@ -1,13 +1,18 @@
-"""touchstone drift calibrate | status"""
+"""touchstone drift calibrate | status | queries"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Frozen baselines and what was decided against them.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from touchstone.query_drift import QueryDriftDecision
+    from touchstone.retrieval_config import QueryDriftPolicy
+
+app = typer.Typer(help="Frozen baselines, what was decided against them, and what users ask now.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -81,3 +86,75 @@ def status(as_json: AsJson = False) -> None:
             out.print(f"    {row['reason']}", markup=False)
     if not rows:
         out.print("no baseline yet; `touchstone eval run` makes a provisional one")
+
+
+@app.command()
+def queries(
+    config: Annotated[str, typer.Option(help="A name in retrieval_configs/, or a path.")] = "support",
+    prefect: Annotated[
+        bool | None, typer.Option("--prefect/--no-prefect", help="As a Prefect flow run; default: if one is set up.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Did production queries move away from those of the days before?
+
+    Exit 0 stable or flagged, 1 drifted, 2 bad input, 3 too few queries to tell.
+    """
+    from cli.output import exit_with, print_json
+    from flows.query_drift import conduct, run_as_flow
+    from tasks.loading import load_retrieval_config, load_settings
+    from touchstone.drift_records import Verdict
+
+    settings = load_settings()
+    loaded, _ = load_retrieval_config(settings.root, config)
+    in_prefect = prefect if prefect is not None else bool(os.environ.get("PREFECT_API_URL"))
+    decision = run_as_flow(config) if in_prefect else conduct(settings, loaded)
+    if as_json:
+        print_json(_query_object(decision, loaded.name))
+    else:
+        _print_queries(decision, loaded.query_drift)
+    exit_with({Verdict.DRIFTED: 1, Verdict.UNMEASURABLE: 3}.get(decision.verdict, 0))
+
+
+def _query_object(decision: QueryDriftDecision, config: str) -> dict[str, Any]:
+    """The decision with its headline figures on top."""
+    shift = decision.shift
+    figures = {
+        "config": config,
+        "n": decision.windows.n,
+        "reference_n": decision.windows.reference_n,
+        "centroid_cosine": shift.centroid_cosine if shift else None,
+        "psi": shift.psi if shift else None,
+        "psi_projection": shift.largest.name if shift else None,
+        "spread_ratio": shift.spread_ratio if shift else None,
+    }
+    return figures | decision.model_dump(mode="json")
+
+
+def _print_queries(decision: QueryDriftDecision, policy: QueryDriftPolicy) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cli.output import STYLES, out
+
+    verdict = decision.verdict.value
+    out.print(f"[bold {STYLES[verdict]}]{verdict.upper()}[/]  {escape(decision.reason)}")
+    if decision.shift is None:
+        return
+    shift = decision.shift
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("figure", "now", "as computed", "flag", "act"):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    cosine = "–" if shift.centroid_cosine is None else f"{shift.centroid_cosine:.3f}"
+    limits = (f"< {policy.centroid_flag:g}", f"< {policy.centroid_act:g}")
+    table.add_row("cosine of the centroids", cosine, f"{shift.centroid_cosine_raw:.3f}", *limits)
+    for line in shift.projections:
+        limits = (f"> {policy.psi_flag:g}", f"> {policy.psi_act:g}")
+        table.add_row(f"PSI, {line.name}", f"{line.corrected:.3f}", f"{line.psi:.3f}", *limits)
+    ratio = "–" if shift.spread_ratio is None else f"{shift.spread_ratio:.3f}"
+    table.add_row("spread, of the reference's", ratio, "", "", "")
+    out.print(table)
+    out.print("[dim]now: without what sampling alone explains[/dim]")
+    if decision.window_verdict.value != "stable":
+        for example in decision.examples:
+            out.print(f"  least like the reference: {escape(example.text)} ({example.similarity:.2f})")
