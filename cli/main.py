@@ -48,6 +48,8 @@ def main() -> None:
         error = known.exceptions[0] if known else group
         _fail(str(error), getattr(error, "exit_code", Unmeasurable.exit_code))
     except Exception as error:  # exit code 1 says that the product got worse; a crash must not
+        if "Failed to reach API" in str(error):
+            _fail(f"PREFECT_API_URL: {error}; start that server, or run with --no-prefect", Unmeasurable.exit_code)
         traceback.print_exc()
         _fail(f"unexpected {type(error).__name__}: {error}", Unmeasurable.exit_code)
 

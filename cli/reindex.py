@@ -18,7 +18,7 @@ def reindex(
     config: Annotated[str, typer.Option(help="A name in retrieval_configs/, or a path.")] = "support",
     allow_shrink: Annotated[bool, typer.Option(help="Build although the source lost many documents.")] = False,
     promote: Annotated[bool, typer.Option(help="Switch readers when the build is not worse.")] = True,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Spend cap in USD; default: the config's.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Spend cap in USD; default: the config's.")] = None,
     prefect: Annotated[
         bool | None, typer.Option("--prefect/--no-prefect", help="As a Prefect flow run; default: if one is set up.")
     ] = None,
@@ -31,8 +31,11 @@ def reindex(
     from cli.output import exit_with, log, print_json
     from flows.reindex import ReindexRequest, conduct, publish, run_as_flow
     from tasks.loading import load_settings
+    from touchstone.errors import BadInput
 
-    request = ReindexRequest(config=config, allow_shrink=allow_shrink, promote=promote, max_cost_usd=max_cost or None)
+    if max_cost is not None and not 0 < max_cost < float("inf"):
+        raise BadInput(f"--max-cost {max_cost:g}: write an amount of USD above 0; without it the config's cap counts")
+    request = ReindexRequest(config=config, allow_shrink=allow_shrink, promote=promote, max_cost_usd=max_cost)
     if prefect if prefect is not None else bool(os.environ.get("PREFECT_API_URL")):
         report = run_as_flow(request)
     else:
@@ -48,12 +51,10 @@ def reindex(
 
 
 def exit_code(report: BuildReport) -> int:
-    """0 promoted, current or not asked to promote; 1 worse or invalid; 3 nothing could be told."""
-    if report.promoted or report.is_current or report.could_be_promoted:
-        return 0
-    unmeasurable = report.retrieval is not None and report.retrieval.verdict == "unmeasurable"
-    valid = report.validation is not None and report.validation.passed
-    return 3 if unmeasurable and valid else 1
+    """0 promoted, or nothing that anybody has to look at; 1 worse or invalid; 3 nothing could be told."""
+    from touchstone.index import Outcome
+
+    return 0 if report.is_fine else 3 if report.outcome is Outcome.UNMEASURABLE else 1
 
 
 @contextmanager
@@ -77,9 +78,7 @@ def _print(report: BuildReport) -> None:
 
     from cli.output import out
 
-    style, word = ("green", "PROMOTED") if report.promoted else ("red", "NOT PROMOTED")
-    if report.is_current:
-        style, word = "green", "CURRENT"
+    style, word = ("green" if report.is_fine else "red"), report.outcome.upper()
     label = report.index.label if report.index else "no version"
     out.print(f"[bold {style}]{word}[/]  {escape(report.reason)}")
     out.print(f"{label}: {report.documents} documents, {report.chunks} chunks; {_changes(report.changes)}")

@@ -20,12 +20,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flows.embedding_shards import embed_as_tasks
 from tasks.announce_index import BuildArtifacts, emit_build_event, headline
-from tasks.embedding import Embedder, open_embedder
+from tasks.embedding import Embedder, EmbeddingSpend, open_embedder
 from tasks.embedding_cache import EmbeddingCache, cache_key
 from tasks.environment import apply_defaults
 from tasks.index_builds import new_build_key, record_build
-from tasks.index_checks import check_embedding_model, evaluate_version, reader_changes, validate_version
-from tasks.index_embedding import Embed, EmbeddingJob, embed_here
+from tasks.index_checks import (
+    check_embedding_model,
+    evaluate_version,
+    lost_documents,
+    reader_changes,
+    validate_version,
+)
+from tasks.index_embedding import Embed, EmbeddingJob, embed_here, total
 from tasks.indexing import BuildPlan, plan_build, table_name, write_version, writer_lock
 from tasks.ledger import Ledger
 from tasks.live_index import LivePointer, clean_up, live_pointer, pointer_history, promote, rejected_versions
@@ -34,7 +40,7 @@ from tasks.sources import read_source
 from tasks.tracking_index import publish_build
 from touchstone.cases import GoldenCase
 from touchstone.errors import TouchstoneError, Unmeasurable
-from touchstone.index import BuildReport, check_shrink, decide_switch
+from touchstone.index import BuildReport, IndexVersion, Outcome, check_shrink, decide_switch
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.settings import Settings
 
@@ -104,7 +110,7 @@ def reindex(
         allow_shrink=allow_shrink,
         promote=promote,
         max_cost_usd=max_cost_usd,
-        trigger=(event or {}).get("event") or flow_run.get_id() or "hand",
+        trigger=(event or {}).get("event") or "a Prefect flow run",
     )
     page = BuildArtifacts()
     report = conduct(settings, request, embed=embed_as_tasks, observer=page)
@@ -114,7 +120,7 @@ def reindex(
     report = publish(settings, report, log)
     emit_build_event(report)
     page.finished(report)
-    state = Completed if report.promoted or report.is_current else Failed
+    state = Completed if report.is_fine else Failed
     return state(name=headline(report), message=report.reason, data=report.model_dump(mode="json"))
 
 
@@ -135,11 +141,12 @@ def conduct(
             build.live = live_pointer(ledger, build.config.name)
             try:
                 report = _build(build, ledger, cache, embed, observer or Unobserved())
-            except (TouchstoneError, OSError) as error:
+            except Exception as error:  # Lance raises plain RuntimeError and ValueError
                 _record_failure(ledger, build, error)
-                if isinstance(error, OSError):
-                    raise Unmeasurable(f"{error}; nothing was switched, the live index is as it was") from error
-                raise
+                if isinstance(error, TouchstoneError):
+                    raise
+                kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+                raise Unmeasurable(f"{kind}{error}; nothing was switched, the live index is as it was") from error
             record_build(ledger, settings.state, report)
         if report.promoted:
             clean_up(ledger, settings.lance, build.config.name)
@@ -158,6 +165,7 @@ class _Build:
     embedder: Any  # a function that loads the embedding model once, when it is first needed
     key: str
     live: LivePointer | None = None
+    spent_elsewhere: EmbeddingSpend = field(default_factory=EmbeddingSpend)
     known: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
@@ -165,6 +173,8 @@ class _Build:
     def report(self, **fields: Any) -> BuildReport:
         """What is known by now, and `fields`, which are known from now on."""
         self.known |= fields
+        opened = bool(self.embedder.cache_info().currsize)
+        spent = total([self.spent_elsewhere, self.embedder().spent] if opened else [self.spent_elsewhere])
         return BuildReport(
             build_key=self.key,
             config_name=self.config.name,
@@ -172,6 +182,8 @@ class _Build:
             started_at=self.started_at,
             trigger=self.request.trigger,
             live_before=self.live.index.label if self.live else None,
+            embedding_calls=spent.calls,
+            cost_usd=spent.cost_usd,
             wall_s=round(time.monotonic() - self.started, 3),
             **self.known,
         )
@@ -194,7 +206,8 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
     snapshot = read_source(build.source, config.source.max_document_mb)
     changes = reader_changes(settings, live, snapshot)
     if not build.request.allow_shrink:
-        check_shrink(changes, live.index.documents if live else 0, config.gate.max_shrink)
+        moved = live.index.source if live and live.index.source != config.source.path else ""
+        check_shrink(changes, live.index.documents if live else 0, config.gate.max_shrink, moved)
     plan = plan_build(config, snapshot, settings.lance, build.embedder, cache)
     check_embedding_model(settings, config, plan, build.embedder)
     planned = build.report(
@@ -210,34 +223,45 @@ def _build(build: _Build, ledger: Ledger, cache: EmbeddingCache, embed: Embed, o
     cap = build.request.max_cost_usd or config.gate.max_cost_usd
     embedded = embed(EmbeddingJob(settings, config, plan, build.embedder, cache, cap, observer.embedded))
     plan.vectors |= embedded.vectors
-    build.report(
-        embedded_chunks=len(embedded.vectors),
-        embedding_calls=embedded.spent.calls,
-        cost_usd=embedded.spent.cost_usd,
-        embed_s=round(time.monotonic() - begun, 3),
-    )
+    build.spent_elsewhere = embedded.spent
+    build.report(embedded_chunks=len(embedded.vectors), embed_s=round(time.monotonic() - begun, 3))
     index = write_version(plan, settings.lance, live.index.label if live else None)
-    reused = index.chunks - plan.embedded_anew
-    build.report(index=index, documents=index.documents, chunks=index.chunks, reused_chunks=reused)
-    if live is not None and live.index.serves_like(index):
-        return build.report(index=live.index, reason="the live index already holds the source as it is")
+    build.report(
+        index=index,
+        documents=index.documents,
+        chunks=index.chunks,
+        reused_chunks=index.chunks - len(embedded.vectors),
+    )
+    return _judge(build, ledger, plan, index)
 
+
+def _judge(build: _Build, ledger: Ledger, plan: BuildPlan, index: IndexVersion) -> BuildReport:
+    """Switch readers to the version, or say why not."""
+    settings, config, live = build.settings, build.config, build.live
+    if live is not None and live.index.serves_like(index):
+        reason = "the live index already holds the source as it is"
+        return build.report(index=live.index, outcome=Outcome.CURRENT, reason=reason)
     for rejected in rejected_versions(pointer_history(ledger, config.name)):
         if rejected.serves_like(index):
-            return build.report(
-                reason=f"this is what was rolled back from ({rejected.label}); change the source, or return to it by "
+            reason = (
+                f"this is what was rolled back from ({rejected.label}); change the source, or return to it by "
                 f"`touchstone index rollback --config {build.request.config} --to {rejected.label}`"
             )
+            return build.report(outcome=Outcome.HELD_BACK, reason=reason)
 
-    validation = validate_version(settings, config, build.key, index, live, plan, build.cases)
+    before = live.index.chunks if live and live.index.table == index.table and not build.request.allow_shrink else None
+    validation = validate_version(settings, config, build.key, index, before, plan, build.cases)
     build.report(validation=validation)
-    retrieval = evaluate_version(settings, config, index, live, build.cases)
-    build.report(retrieval=retrieval)
-    may_switch, reason = decide_switch(validation, retrieval)
-    if may_switch and build.request.promote:
+    retrieval = None
+    if validation.passed:
+        retrieval = evaluate_version(settings, config, index, live, build.cases, build.embedder)
+        build.report(retrieval=retrieval)
+    lost = lost_documents(settings, index, build.known["changes"].kept)
+    outcome, reason = decide_switch(validation, retrieval, lost)
+    if outcome is Outcome.READY and build.request.promote:
         promote(ledger, settings.lance, index, after=live.sequence if live else 0, reason=reason, build_key=build.key)
-        return build.report(promoted=True, reason=reason)
-    return build.report(reason=reason if not may_switch else f"not asked to promote ({reason})")
+        outcome = Outcome.PROMOTED
+    return build.report(outcome=outcome, reason=reason)
 
 
 def _record_failure(ledger: Ledger, build: _Build, error: Exception) -> None:
@@ -250,6 +274,8 @@ def _record_failure(ledger: Ledger, build: _Build, error: Exception) -> None:
 
 def publish(settings: Settings, report: BuildReport, log: Log) -> BuildReport:
     """Send a build to MLflow, which is never on the critical path: the report is on disk before."""
+    if report.outcome is Outcome.CURRENT:
+        return report  # every night's "nothing to do" would bury the builds
     try:
         return publish_build(settings, report)
     except TouchstoneError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from uuid import UUID
 
 from tasks.environment import apply_defaults
 from tasks.indexing import BuildPlan
-from touchstone.index import BuildReport, RetrievalEvaluation, SourceChanges, Validation
+from touchstone.index import BuildReport, Outcome, RetrievalEvaluation, SourceChanges, Validation
 
 _LISTED = 20
 
@@ -21,6 +23,26 @@ class BuildArtifacts:
 
     def planned(self, report: BuildReport, plan: BuildPlan) -> None:
         """The plan, before anything is paid; and an empty progress bar."""
+        with _never_in_the_way():
+            self._plan(report, plan)
+
+    def embedded(self, done: int, total: int) -> None:
+        from prefect.artifacts import update_progress_artifact
+
+        if self._progress is not None:
+            with _never_in_the_way():
+                update_progress_artifact(artifact_id=self._progress, progress=100.0 * done / total)
+
+    def finished(self, report: BuildReport) -> None:
+        """The result, with what validation and retrieval evaluation found."""
+        from prefect.artifacts import create_markdown_artifact
+
+        with _never_in_the_way():
+            create_markdown_artifact(
+                markdown=markdown(report), key=_key(f"reindex-{report.config_name}"), description=headline(report)
+            )
+
+    def _plan(self, report: BuildReport, plan: BuildPlan) -> None:
         apply_defaults()
         from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 
@@ -35,24 +57,19 @@ class BuildArtifacts:
             )
             self._progress = created if isinstance(created, UUID) else None
 
-    def embedded(self, done: int, total: int) -> None:
-        from prefect.artifacts import update_progress_artifact
 
-        if self._progress is not None:
-            update_progress_artifact(artifact_id=self._progress, progress=100.0 * done / total)
-
-    def finished(self, report: BuildReport) -> None:
-        """The result, with what validation and retrieval evaluation found."""
-        from prefect.artifacts import create_markdown_artifact
-
-        create_markdown_artifact(
-            markdown=markdown(report), key=_key(f"reindex-{report.config_name}"), description=headline(report)
-        )
+@contextmanager
+def _never_in_the_way() -> Iterator[None]:
+    """A page that cannot be drawn is no reason to lose a build."""
+    try:
+        yield
+    except Exception as error:  # Prefect's client raises what its transport raises
+        logging.getLogger("touchstone").warning("no artifact: %s: %s", type(error).__name__, error)
 
 
 def emit_build_event(report: BuildReport) -> None:
     """`touchstone.index.promoted` when readers were switched, `touchstone.index.rejected` when they were not."""
-    if report.is_current:
+    if report.outcome in {Outcome.CURRENT, Outcome.HELD_BACK, Outcome.READY}:
         return
     apply_defaults()
     from prefect.events import emit_event
@@ -83,15 +100,13 @@ def emit_build_event(report: BuildReport) -> None:
 
 def headline(report: BuildReport) -> str:
     """One word or two: what became of the build."""
-    return "Promoted" if report.promoted else "Current" if report.is_current else "Not promoted"
+    return report.outcome.capitalize()
 
 
 def plan_markdown(report: BuildReport, plan: BuildPlan) -> str:
     """What the source changed, and what that costs."""
     lines = [f"## Plan: {report.config_name}@{report.config_version}", "", _changes(report.changes), ""]
-    lines += [
-        f"{len(plan.pending)} chunks to embed, {len(plan.scanned.pieces) - plan.embedded_anew} known from before."
-    ]
+    lines += [f"{len(plan.pending)} texts to embed, {len(plan.vectors)} known from before."]
     return "\n".join(lines + _documents(report.changes) + _scan(report))
 
 

@@ -58,6 +58,11 @@ class Embedder(Protocol):
         """One unit row per text; safe to call from several threads."""
         ...
 
+    @property
+    def requests_at_once(self) -> int:
+        """How many calls of `embed` go on beside each other; 1 for a model that has all cores to itself."""
+        ...
+
     def tokenize(self, text: str) -> list[tuple[int, int]]:
         """Character offsets of the tokens."""
         ...
@@ -145,6 +150,7 @@ class HashingEmbedder:
     name = "hashing"
     dimension = 384
     max_tokens = None
+    requests_at_once = 1
     spent = EmbeddingSpend()
 
     def __init__(self) -> None:

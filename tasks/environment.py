@@ -22,6 +22,9 @@ _DEFAULTS = {
     "GX_ANALYTICS_ENABLED": "false",
     "RAGAS_DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "DASK_LOGGING__DISTRIBUTED": "warning",
 }
 
 

@@ -28,10 +28,13 @@ def record_build(ledger: Ledger, state: Path, report: BuildReport) -> None:
     folder = build_folder(state, report.build_key)
     folder.mkdir(parents=True, exist_ok=True)
     body = report.model_dump_json(indent=1)
-    (folder / REPORT).write_text(body)
+    part = folder / f"{REPORT}.part"
+    part.write_text(body)
+    part.replace(folder / REPORT)
     payload = {
         "build_key": report.build_key,
         "promoted": report.promoted,
+        "outcome": report.outcome.value,
         "reason": report.reason,
         "index_version": report.index.label if report.index else None,
         "documents": report.documents,

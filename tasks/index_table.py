@@ -133,13 +133,13 @@ def index_columns(config: RetrievalConfig, table: Table) -> None:
 
     kind = _vector_index(config, table.count_rows())
     indices = list(table.list_indices())
-    columns = {index.columns[0] for index in indices}
+    kinds = {index.columns[0]: str(index.index_type) for index in indices}
     try:
         if any(index.num_unindexed_rows for index in indices):
             table.optimize(cleanup_older_than=_NEVER)
-        if config.search != "semantic" and "indexed_text" not in columns:
+        if config.search != "semantic" and "indexed_text" not in kinds:
             table.create_index("indexed_text", config=FTS())
-        if kind != "flat" and "vector" not in columns:
+        if kind != "flat" and kind not in kinds.get("vector", "").lower():  # `auto` outgrows HNSW
             dimension = table.schema.field("vector").type.list_size
             # The default of dimension / 16 sub-vectors loses a third of the neighbours; four numbers each loses none.
             pq = IvfPq(distance_type="cosine", num_sub_vectors=max(1, dimension // 4))
@@ -167,6 +167,8 @@ def describe(config: RetrievalConfig, table: Table, parent: str | None = None) -
         parent=parent,
         search=config.search,
         top_k=config.top_k,
+        source=config.source.path,
+        embedding=config.embedding,
     )
 
 

@@ -37,7 +37,7 @@ from touchstone.retrieval_config import RetrievalConfig
 Progress = Callable[[int, int], None]
 Block = tuple[tuple[str, str], ...]  # (content hash, text) that are embedded together
 
-_EMBEDDED_AT_ONCE = 256  # chunks between two reports of progress, and at most lost by a crash
+_EMBEDDED_AT_ONCE = 96  # chunks of one vendor request, between two reports of progress; at most lost by a crash
 
 
 @dataclass
@@ -68,12 +68,6 @@ class BuildPlan:
     def dimension(self) -> int | None:
         """Of the vectors to write; None when there are none."""
         return max((len(self.vectors[piece.content_hash][0]) for piece in self.scanned.pieces), default=None)
-
-    @property
-    def embedded_anew(self) -> int:
-        """Chunks to write whose text was never embedded; equal texts are embedded once."""
-        new = {content for content, _ in self.pending}
-        return sum(piece.content_hash in new for piece in self.scanned.pieces)
 
 
 def plan_build(

@@ -130,6 +130,8 @@ def rejected_versions(history: Sequence[LivePointer]) -> list[IndexVersion]:
     for left, pointer in zip([None, *history], history, strict=False):
         label = pointer.index.label
         rejected.pop(label, None)
+        if pointer.build_key is not None:
+            rejected.clear()  # a build came after it: what it was rejected for is history
         if left is not None and pointer.build_key is None and label in seen[: seen.index(left.index.label)]:
             rejected[left.index.label] = left.index
         if label not in seen:

@@ -39,6 +39,7 @@ class MiniLM:
     dimension = DIMENSION
     max_tokens = MAX_TOKENS - 2  # without [CLS] and [SEP]
     spent = EmbeddingSpend()
+    requests_at_once = 1
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer

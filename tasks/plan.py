@@ -24,6 +24,7 @@ from tasks.loading import (
     load_prompt,
     load_retrieval_config,
 )
+from tasks.sources import read_source
 from tasks.spool import Spool, existing_spool
 from tasks.vendor_endpoint import check_cap, check_endpoint
 from touchstone.bundle import Bundle, Endpoint, Judge, bundle_fingerprint, judge_fingerprint
@@ -166,8 +167,7 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
     if bundle.retrieval:
         retrieval, source = load_retrieval_config(root, bundle.retrieval)
         index = _index(settings, retrieval, source)
-        known = {document.id for document in indexed_documents(settings.lance, index)}
-        check_relevant_ids(golden, known, source)
+        check_relevant_ids(golden, _document_ids(settings, golden, retrieval, index, source), source)
     if bundle.prompt is not None:
         needed = {"question", "context"} if retrieval else {"question"}
         prompt = load_prompt(root, bundle.prompt, needed)
@@ -195,6 +195,16 @@ def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
     return EvalPlan(settings, manifest, golden, cases, bundle, prompt, retrieval, index, judge_prompt)
 
 
+def _document_ids(
+    settings: Settings, golden: GoldenSet, retrieval: RetrievalConfig, index: IndexVersion, source: Path
+) -> set[str]:
+    """Of the index, and of a source that it is behind of: that is for freshness to tell, not bad input."""
+    known = {document.id for document in indexed_documents(settings.lance, index)}
+    if all(id in known for case in golden.cases for id in case.relevant_ids or ()):
+        return known
+    return known | {document.id for document in read_source(source, retrieval.source.max_document_mb).documents}
+
+
 def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | None:
     if not golden.policy.needs_judge:
         return None
@@ -211,7 +221,8 @@ def _index(settings: Settings, retrieval: RetrievalConfig, source: Path) -> Inde
     """What readers are served; a config that was never promoted, or changed since, gets an index of its own."""
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
         live = live_pointer(ledger, retrieval.name)
-    if live is not None and live.index.fingerprint == retrieval.index_fingerprint:
+    fits = live is not None and live.index.fingerprint == retrieval.index_fingerprint
+    if live is not None and fits and (live.index.has_words or retrieval.search == "semantic"):
         return live.index
     cache = EmbeddingCache(settings.embedding_cache, cache_key(retrieval))
     with closing(cache):

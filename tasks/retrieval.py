@@ -180,7 +180,7 @@ class LiveRetriever:
             if pointer is None:
                 raise _no_live_index(self._config)
             if self._retriever is None or self._retriever.index != pointer.index:
-                self._retriever = Retriever.open(self._config, pointer.index, self._lance_uri)
+                self._retriever = Retriever.open(self._served(pointer.index), pointer.index, self._lance_uri)
                 _log.debug("%s: served from %s", self._config.name, pointer.index.label)
             self._warned = False
         except Exception as error:  # whatever it is, queries can still be answered from what is open
@@ -190,6 +190,16 @@ class LiveRetriever:
                 _log.warning("%s: serving %s on: %s", self._config.name, self._retriever.index.label, error)
             self._warned = True
         self._poll_at = time.monotonic() + self._poll_s
+
+    def _served(self, index: IndexVersion) -> RetrievalConfig:
+        """The config as this version can serve it: it may be older than the config."""
+        changes: dict[str, Any] = {}
+        if index.embedding_model != self._config.embedding_model:
+            changes["embedding"] = index.embedding
+        if self._config.search != "semantic" and not index.has_words:
+            _log.warning("%s: %s has no word index, searched semantically", self._config.name, index.label)
+            changes["search"] = "semantic"
+        return self._config.model_copy(update=changes)
 
 
 def _no_live_index(config: RetrievalConfig) -> Unmeasurable:

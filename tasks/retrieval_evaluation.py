@@ -94,7 +94,7 @@ def _exact(table: Table, embedder: Embedder, questions: Sequence[str], k: int) -
 
 
 def _as_near_as_the_last(neighbours: Sequence[tuple[float, str]], k: int) -> set[str]:
-    farthest = neighbours[:k][-1][0] + _EQUALLY_NEAR
+    farthest = neighbours[:k][-1][0] + _EQUALLY_NEAR if neighbours else 0.0
     return {chunk_id for distance, chunk_id in neighbours if distance <= farthest}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +39,16 @@ def publish_build(settings: Settings, report: BuildReport) -> BuildReport:
 def publish_builds(settings: Settings, *, force: bool = False) -> list[BuildReport]:
     """Send the builds that MLflow does not have yet, oldest first; with `force` all."""
     folders = [folder for folder in build_folders(settings.state) if force or not (folder / _MARKER).exists()]
-    return [publish_build(settings, read_build(folder)) for folder in folders]
+    return [publish_build(settings, report) for report in filter(None, map(_readable, folders))]
+
+
+def _readable(folder: Path) -> BuildReport | None:
+    """A report that a kill cut, or that another version of touchstone wrote, holds up no other."""
+    try:
+        return read_build(folder)
+    except ValueError as error:
+        logging.getLogger("touchstone").warning("%s cannot be published: %s", folder, error)
+        return None
 
 
 def _note(config_name: str) -> str:
@@ -55,7 +65,7 @@ def _stored_run(client: MlflowClient, experiment: str, report: BuildReport) -> s
 
 def _create_run(client: MlflowClient, experiment: str, report: BuildReport) -> str:
     start = int(datetime.fromisoformat(report.started_at).timestamp() * 1000)
-    mark = "" if report.promoted else "✗ " if report.index else "! "
+    mark = "" if report.is_fine else "✗ " if report.index else "! "
     name = f"{mark}{datetime.fromisoformat(report.started_at):%m-%d %H:%M:%S} {report.config_name}"
     return client.create_run(experiment, start, {_KEY: report.build_key}, name).info.run_id
 
@@ -89,6 +99,7 @@ def _params(report: BuildReport) -> dict[str, str]:
 def _tags(report: BuildReport) -> dict[str, str]:
     verdict = report.retrieval.verdict if report.retrieval else "none"
     return {
+        "outcome": report.outcome.value,
         "promoted": str(report.promoted).lower(),
         "retrieval_verdict": verdict,
         "validation": "none" if report.validation is None else "passed" if report.validation.passed else "failed",

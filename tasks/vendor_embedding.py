@@ -67,6 +67,10 @@ class VendorEmbedder:
     def spent(self) -> EmbeddingSpend:
         return self._spent
 
+    @property
+    def requests_at_once(self) -> int:
+        return self._vendor.concurrency
+
     def embed(self, texts: Sequence[str]) -> Floats:
         """One unit row per text. Raises a CaseFailure, or BadInput when the vendor refuses model, key or text.
 
@@ -128,8 +132,8 @@ def check_same_model(
         found = f"a text that is already indexed now has a vector of cosine {nearest:.4f} to its stored one"
     raise BadInput(
         f"embedding_model {embedder.name} moved: {found}. New chunks would not be comparable with old ones. "
-        "Build the index anew: pin another embedding_model (it gets an index and a cache of its own), or raise the "
-        "config's version and rebuild everything without the cached vectors"
+        "Pin another embedding_model (it gets an index and a cache of its own); to stay with this one as it is now, "
+        "delete the index's table and the embedding cache, and build all of it again"
     )
 
 

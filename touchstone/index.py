@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.errors import BadInput
+from touchstone.retrieval_config import EmbeddingEndpoint
 
 
 class _Record(BaseModel):
@@ -30,15 +32,22 @@ class IndexVersion(_Record):
     parent: str | None = Field(default=None, description="Label of the version that was live when this was built")
     search: str = Field(default="semantic", description="How it is meant to be searched, as its config said")
     top_k: int = 8
+    source: str = Field(default="", description="`source.path` of its config")
+    embedding: EmbeddingEndpoint = Field(default=EmbeddingEndpoint(), description="Where queries are embedded")
 
     @property
     def label(self) -> str:
         return f"{self.table}@{self.version}"
 
+    @property
+    def has_words(self) -> bool:
+        """It can be searched by words, too."""
+        return self.search != "semantic"
+
     def serves_like(self, other: IndexVersion) -> bool:
-        """Both hold the same chunks and are searched alike; a clean-up makes such versions."""
-        same = ("table", "content_digest", "search", "top_k")
-        return all(getattr(self, field) == getattr(other, field) for field in same)
+        """Readers of `other` would find the same here; a clean-up makes such versions."""
+        same = self.table == other.table and self.content_digest == other.content_digest
+        return same and (self.has_words or not other.has_words)
 
 
 class IndexedDocument(_Record):
@@ -112,10 +121,19 @@ def compare_source(
     )
 
 
-def check_shrink(changes: SourceChanges, indexed: int, max_shrink: float) -> None:
-    """Raise BadInput when a source lost more of its documents than anybody deletes on purpose."""
+def check_shrink(changes: SourceChanges, indexed: int, max_shrink: float, moved_from: str = "") -> None:
+    """Raise BadInput when a source lost more of its documents than anybody deletes on purpose.
+
+    `moved_from` is the source that the live index was built from, when that is another one.
+    """
     lost = len(changes.deleted)
     if indexed and lost / indexed > max_shrink:
+        if moved_from:
+            raise BadInput(
+                f"the live index of this name was built from {moved_from}, and {lost} of its {indexed} documents are "
+                "not in this config's source: nothing was built. Two configs must not share a name; when the source "
+                "moved, run with --allow-shrink"
+            )
         raise BadInput(
             f"the source lost {lost} of {indexed} documents ({lost / indexed:.0%}; gate.max_shrink is "
             f"{max_shrink:.0%}), {', '.join(changes.deleted[:3])} first among them: nothing was built. "
@@ -199,12 +217,34 @@ class RetrievalEvaluation(_Record):
         return recall | {comparison.metric: comparison.new for comparison in self.comparisons}
 
 
-def decide_switch(validation: Validation, retrieval: RetrievalEvaluation) -> tuple[bool, str]:
-    """(may readers be switched, why). Absence of evidence is no pass; having no golden set is the config's choice."""
-    if not validation.passed:
+class Outcome(StrEnum):
+    """What became of a build."""
+
+    PROMOTED = "promoted"
+    CURRENT = "current"  # the live index already holds the source as it is
+    HELD_BACK = "held back"  # it is what somebody rolled back from
+    READY = "ready"  # nothing speaks against it, but promotion was not asked for
+    REJECTED = "rejected"
+    UNMEASURABLE = "unmeasurable"
+    FAILED = "failed"  # it stopped before there was anything to judge
+
+
+def decide_switch(
+    validation: Validation, retrieval: RetrievalEvaluation | None, lost: Collection[str]
+) -> tuple[Outcome, str]:
+    """READY, or why readers may not be switched. Absence of evidence is no pass; having no golden set is a choice.
+
+    `lost` are unreadable documents that readers are served now and the new version has not.
+    """
+    if lost:
+        names = ", ".join(sorted(lost)[:5])
+        return Outcome.REJECTED, f"unreadable documents would be lost: {names}; repair them, or delete them"
+    if not validation.passed or retrieval is None:
         failed = "; ".join(f"{expectation.name}: {expectation.detail}" for expectation in validation.failures)
-        return False, f"validation failed: {failed}"
-    return retrieval.verdict in {"pass", "skipped"}, retrieval.reason
+        return Outcome.REJECTED, f"validation failed: {failed}"
+    if retrieval.verdict in {"pass", "skipped"}:
+        return Outcome.READY, retrieval.reason
+    return (Outcome.UNMEASURABLE if retrieval.verdict == "unmeasurable" else Outcome.REJECTED), retrieval.reason
 
 
 class BuildReport(_Record):
@@ -217,7 +257,7 @@ class BuildReport(_Record):
     trigger: str = Field(description="Who asked: hand, schedule, or an event's name")
     index: IndexVersion | None = Field(default=None, description="None: the build stopped before there was one")
     live_before: str | None = None
-    promoted: bool = False
+    outcome: Outcome = Outcome.FAILED
     reason: str = ""
     changes: SourceChanges = SourceChanges()
     documents: int = 0
@@ -237,19 +277,19 @@ class BuildReport(_Record):
     mlflow_url: str | None = None
 
     @property
-    def could_be_promoted(self) -> bool:
-        """Nothing speaks against it, but promotion was not asked for."""
-        return bool(self.validation and self.retrieval and decide_switch(self.validation, self.retrieval)[0])
+    def promoted(self) -> bool:
+        return self.outcome is Outcome.PROMOTED
 
     @property
-    def is_current(self) -> bool:
-        """The live index already held the source as it is."""
-        return self.index is not None and self.index.label == self.live_before
+    def is_fine(self) -> bool:
+        """Nobody has to look at it."""
+        return self.outcome in {Outcome.PROMOTED, Outcome.CURRENT, Outcome.HELD_BACK, Outcome.READY}
 
     def summary(self) -> dict[str, Any]:
         """The object that `touchstone reindex --json` prints."""
         full = self.model_dump(mode="json", exclude={"index", "changes", "retrieval"})
         return full | {
+            "promoted": self.promoted,
             "index_version": self.index.label if self.index else None,
             "added_documents": len(self.changes.added),
             "changed_documents": len(self.changes.changed),

@@ -110,6 +110,7 @@ class RetrievalConfig(_Closed):
     def index_fingerprint(self) -> str:
         """Digest of what decides the stored chunks: configs that differ only in the search share a table."""
         content = self.model_dump_json(include=_fields("embedding_model", "chunk_size", "chunk_overlap", "index"))
+        content += self.embedding.api_base or ""  # one model name behind two addresses may be two models
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     @property

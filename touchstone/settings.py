@@ -33,9 +33,7 @@ class Settings(BaseSettings):
     deadline_s: float = Field(default=60.0, gt=0, description="Per vendor call, all of it, each attempt")
     attempts: int = Field(default=4, ge=1, le=10, description="Per vendor call, transport failures only")
     task_runner: Literal["threads", "dask", "ray"] = Field(default="threads", description="Where texts are embedded")
-    task_runner_address: str = Field(
-        default="", description="Of a Dask scheduler or Ray cluster; empty: local"
-    )
+    task_runner_address: str = Field(default="", description="Of a Dask scheduler or Ray cluster; empty: local")
     task_workers: int = Field(default=2, ge=1, le=1024, description="Threads, or workers of a local Dask or Ray")
     trace_limit: int = Field(default=500, ge=0, description="Runs up to this size send a trace for every case")
 

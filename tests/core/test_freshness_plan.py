@@ -34,7 +34,7 @@ def retrieved(*weights: int) -> Traffic:
 
 def source(found: Inspection, **lengths: int) -> SourceNow:
     ids = [one.id for one in found.documents if one.status != "ghost"] + list(found.never_embedded)
-    return SourceNow({id: ("h", "r") for id in ids}, {id: lengths.get(id, 400) for id in ids})
+    return SourceNow(dict.fromkeys(ids, ("h", "r")), {id: lengths.get(id, 400) for id in ids})
 
 
 def plan(found: Inspection, seen: Traffic, usd: float | None = 2.0, sla: FreshnessSla = SLA, **lengths: int):

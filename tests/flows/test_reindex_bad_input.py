@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,59 @@ def test_an_embedder_that_goes_down_in_the_middle_loses_nothing_that_was_embedde
     assert report["chunks"] == 606
     assert report["embedded_chunks"] + report["reused_chunks"] == 606
     assert report["cost_usd"] > 0
+
+
+def test_what_was_paid_before_a_cap_stopped_a_build_is_kept_and_counted(
+    centre: HelpCentre, vendor: VendorControl, touchstone
+) -> None:
+    for number in range(300):
+        centre.write(f"part-{number}", f"Spare part {number} fits station {number * 7 % 100}.")
+    endpoint = {"api_base": vendor.api_base, "usd_per_million_tokens": 1000}
+    centre.configure(version="2.0.0", embedding_model="openai/text-embedding-3-small", embedding=endpoint, gate={})
+    refused(centre, 4, "--max-cost", "5")
+    paid = vendor.counters()["embedded_texts"]
+    assert paid > 0
+    newest = max((centre.project.state / "builds").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert json.loads((newest / "report.json").read_text())["cost_usd"] > 0
+    code, report = centre.reindex()
+    assert (code, report["embedded_chunks"]) == (0, 306 - paid)
+
+
+def test_a_damaged_live_index_is_repaired_by_a_build(centre: HelpCentre) -> None:
+    shutil.rmtree(centre.project.state / "lance")
+    code, report = centre.reindex()
+    assert (code, report["promoted"], report["embedded_chunks"]) == (0, True, 1)  # the cache knows the others
+    assert "thirty" in centre.answers(QUESTION)[0]
+
+
+def test_a_vendor_that_is_gone_can_be_left(centre: HelpCentre, vendor: VendorControl) -> None:
+    endpoint = {"api_base": vendor.api_base, "usd_per_million_tokens": 1}
+    model = {"version": "2.0.0", "embedding_model": "openai/text-embedding-3-small", "embedding": endpoint}
+    centre.configure(**model, gate={})
+    assert centre.reindex()[0] == 0
+    vendor.fault("server_error", share=1.0)
+    centre.configure(version="3.0.0", gate={})
+    assert centre.reindex()[1]["promoted"]
+    vendor.heal()
+
+
+def test_an_unreadable_document_is_not_lost_to_a_build_that_waited(centre: HelpCentre) -> None:
+    centre.configure(gate={})
+    text = (centre.folder / "shipping.md").read_text()
+    (centre.folder / "shipping.md").unlink()
+    assert centre.reindex("--no-promote")[1]["outcome"] == "ready"
+    (centre.folder / "shipping.md").write_bytes(b"\x00")
+    assert "shipping" in refused(centre, 1)
+    centre.write("shipping", text)
+    assert centre.reindex()[1]["promoted"]
+
+
+def test_a_config_that_takes_the_name_of_another_is_told_so(centre: HelpCentre) -> None:
+    centre.project.write("other/only.md", "# Only\n\nAnother corpus.")
+    centre.configure(source={"path": "other"}, gate={})
+    message = refused(centre, 2)
+    assert "built from help" in message
+    assert "share a name" in message
 
 
 def test_a_spend_cap_stops_the_embedding_before_it_is_passed(centre: HelpCentre, vendor: VendorControl) -> None:

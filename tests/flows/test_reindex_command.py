@@ -58,7 +58,7 @@ def test_a_roll_back_is_not_undone_by_the_next_build_of_the_same_source(centre: 
     _, second = centre.reindex()
     touchstone("index", "rollback", "--config", "help.yaml", "--json")
     code, again = centre.reindex()
-    assert (code, again["promoted"], again["embedded_chunks"]) == (1, False, 0)
+    assert (code, again["outcome"], again["embedded_chunks"]) == (0, "held back", 0)
     assert f"--to {second['index_version']}" in again["reason"]
     assert centre.list()["live"] == first["index_version"]
     arguments = ("--config", "help.yaml", "--to", second["index_version"], "--json")
@@ -95,7 +95,7 @@ def test_a_build_that_is_not_to_be_promoted_waits_and_can_be_promoted_later(cent
     _, first = centre.reindex()
     centre.write("hours", "The desk is open from nine to five.")
     code, report = centre.reindex("--no-promote")
-    assert (code, report["promoted"], report["live_before"]) == (0, False, first["index_version"])
+    assert (code, report["outcome"], report["live_before"]) == (0, "ready", first["index_version"])
     assert centre.list()["live"] == first["index_version"]
     code, again = centre.reindex()
     assert (code, again["promoted"], again["embedded_chunks"]) == (0, True, 0)
