@@ -96,7 +96,7 @@ def price_of(endpoint: Endpoint, mode: Mode = "chat") -> Price | None:
     """The endpoint's own price, else LiteLLM's; None is unknown, not free."""
     if endpoint.price is None:
         return _listed_price(endpoint.model)
-    if endpoint.model not in _listed_models():
+    if _listed(endpoint.model) is None:  # a listed one would be overwritten, for every other endpoint of it too
         _register(endpoint.model, endpoint.price.input_per_million, endpoint.price.output_per_million, mode)
     return endpoint.price
 

@@ -20,7 +20,10 @@ import pytest
 from emulator.server import EmulatorOptions, running
 from tasks.embedding import Embedder, EmbeddingSpend, load_embedder, open_embedder, usd_per_million_tokens
 from tasks.vendor_embedding import check_same_model
+from tasks.vendor_endpoint import price_of
+from tasks.vendor_library import litellm_module
 from tests.conftest import ROOT, VendorControl
+from touchstone.bundle import Endpoint, Price
 from touchstone.errors import BadInput, InvalidAnswer, OverBudget, TouchstoneError, VendorTimeout, VendorUnavailable
 from touchstone.retrieval_config import BuildGate, EmbeddingEndpoint, RetrievalConfig, Source
 from touchstone.settings import Settings
@@ -370,3 +373,13 @@ def test_local_models_and_empty_indexes_are_not_asked(vendor: VendorControl) -> 
     check_same_model(hashing, ["a"], hashing.embed(["b"]))
     check_same_model(opened(vendor), [], np.zeros((0, 256), dtype=np.float32))
     assert vendor.counters()["calls"] == 0
+
+
+def test_a_price_of_ones_own_does_not_change_what_others_pay_for_the_model() -> None:
+    model = "openai/text-embedding-3-small"
+    listed = price_of(Endpoint(model=model, allow_unpinned=True))
+    own = Price(input_per_million=1000, output_per_million=0)
+    assert price_of(Endpoint(model=model, allow_unpinned=True, price=own)) == own
+    info = litellm_module().get_model_info(model)
+    assert listed is not None
+    assert info["input_cost_per_token"] * 1e6 == pytest.approx(listed.input_per_million)
