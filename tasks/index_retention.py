@@ -90,7 +90,7 @@ def clean_table(
             return _remove_old(table, older_than)
     except LedgerConflict:
         return CleanUp(name, skipped="a build of this index is running")
-    except _LANCE_ERRORS as error:
+    except (*_LANCE_ERRORS, Unmeasurable) as error:
         _log.warning("index %s could not be cleaned up: %s", name, error)
         return CleanUp(name, skipped=str(error))
 

@@ -57,13 +57,16 @@ def open_table(lance_uri: str, name: str, version: int) -> Table:
 
 
 def open_latest(lance_uri: str, name: str) -> Table | None:
-    """The table as its last writer left it, which no reader may have seen; None: there is none yet."""
+    """The table as its last writer left it, which no reader may have seen; None: there is none yet.
+
+    Raises Unmeasurable when that cannot be told, as with a bucket or an address that does not exist.
+    """
     try:
         return _connect(lance_uri).open_table(name)
-    except ValueError as error:
-        if "not found" in str(error):
+    except (ValueError, RuntimeError, OSError) as error:
+        if f"'{name}' was not found" in str(error):
             return None
-        raise
+        raise Unmeasurable(f"index {name} cannot be read from {lance_uri}: {error}") from None
 
 
 def create_table(lance_uri: str, name: str, dimension: int) -> Table:
