@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -53,7 +54,7 @@ def running_tasks(settings: Settings) -> Iterator[TaskRunner[Any]]:
         _check_address(settings)
     with ExitStack() as stack:
         try:
-            with _signals_kept():
+            with _unmoved():
                 stack.enter_context(runner)
             if settings.task_runner == "dask":
                 _ = runner.client  # connects, which otherwise happens at the first task
@@ -134,11 +135,13 @@ async def _shake_hands(address: str) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray replaces the handler of SIGTERM, by which Prefect cancels a flow run."""
+def _unmoved() -> Iterator[None]:
+    """Ray replaces the handler of SIGTERM, by which Prefect cancels a flow run, and LanceDB warns of its forks."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="lancedb fork support")  # they become other programs at once
+            yield
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

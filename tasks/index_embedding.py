@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -71,7 +72,11 @@ class EmbeddingJob:
         """Of the spend cap, by length of text: a worker elsewhere cannot see what the others spend."""
         if self.max_cost_usd is None:
             return None
-        return self.max_cost_usd * shard.characters / sum(len(text) for _, text in self.plan.pending)
+        return self.max_cost_usd * shard.characters / self._characters
+
+    @cached_property
+    def _characters(self) -> int:
+        return sum(len(text) for _, text in self.plan.pending)
 
     @property
     def worker_settings(self) -> Settings:
