@@ -24,8 +24,7 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "LANCE_INCLUDE_VECTOR_CENTROIDS": "false",  # or every look at an index prints a warning
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "DASK_LOGGING__DISTRIBUTED": "warning",
+    "DASK_LOGGING__DISTRIBUTED": "warning",  # or each start of a cluster prints dozens of lines
 }
 
 
