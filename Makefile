@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup run test check bench lock
+.PHONY: setup run test check bench soak lock
 
 setup: $(STAMP)
 
@@ -32,8 +32,13 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+# What has no main is shared by the others; peers are started by them; the soak takes most of an hour.
 bench: setup
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e peer_ -e _soak); do \
+		echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+soak: setup
+	$(BIN)/python -m benchmarks.reindex_soak
 
 # After a change of the dependencies in pyproject.toml. overrides.txt keeps torch out (facts beside the pin).
 lock: setup
