@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,8 @@ from sqlalchemy import exc as sa_exc
 
 from touchstone.errors import BadInput, LedgerConflict
 from touchstone.ledger import EventKind, LedgerEvent, content_digest
+
+_WAL_ATTEMPTS = 100
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -160,7 +164,7 @@ def _engine(url: str) -> sa.Engine:
     @sa_event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # our BEGIN below, not the driver's deferred one
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
 
     @sa_event.listens_for(engine, "begin")
@@ -170,3 +174,15 @@ def _engine(url: str) -> sa.Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """SQLite does not wait for the lock that a change of journal needs: two processes may make the file together."""
+    for attempt in range(1, _WAL_ATTEMPTS + 1):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if attempt == _WAL_ATTEMPTS:
+                raise
+            time.sleep(0.1)
