@@ -15,7 +15,7 @@ from touchstone.bundle import Endpoint
 from touchstone.cases import GoldenCase
 from touchstone.contract import plausible_tokens
 from touchstone.cost import call_cost, most_tokens
-from touchstone.policy import RagasScorer, RubricScorer, Scorer
+from touchstone.scorer_specs import RagasScorer, RubricScorer, Scorer
 
 _JUDGE_INPUT_TOKENS = 1500  # ragas' instructions and examples; the contexts come on top
 _JUDGE_OUTPUT_TOKENS = (300, 2048)  # about, at most

@@ -21,8 +21,8 @@ from tasks.vendor import Vendor, litellm_module
 from touchstone.cases import GoldenCase
 from touchstone.cost import Budget
 from touchstone.errors import CaseFailure
-from touchstone.policy import RagasScorer
 from touchstone.results import Answer, CaseResult, Failure
+from touchstone.scorer_specs import RagasScorer
 from touchstone.scorers import deterministic_scores
 
 Unit = tuple[GoldenCase, int]

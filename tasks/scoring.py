@@ -20,9 +20,9 @@ from tasks.environment import apply_defaults
 from touchstone.bundle import Endpoint, Judge
 from touchstone.cases import GoldenCase
 from touchstone.errors import CaseFailure, JudgeBroken, TouchstoneError
-from touchstone.policy import RagasScorer, RubricScorer, Scorer
 from touchstone.prompts import GenerationParameters, Prompt
 from touchstone.results import Answer, Failure, FailureKind, Score
+from touchstone.scorer_specs import RagasScorer, RubricScorer, Scorer
 
 _PARSE_ATTEMPTS = 2
 _RAGAS_PARAMETERS = GenerationParameters(temperature=0.0, max_tokens=2048)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from touchstone import ranking
 from touchstone.cases import Expect, GoldenCase
-from touchstone.policy import (
+from touchstone.results import Answer, Score
+from touchstone.scorer_specs import (
     ExactScorer,
     ExpectScorer,
     LengthScorer,
@@ -20,7 +21,6 @@ from touchstone.policy import (
     Scorer,
     TextScorer,
 )
-from touchstone.results import Answer, Score
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|(?<![\w.])[-+]?\d+(?:\.\d+)?|(?<=[$€£])\d+(?:\.\d+)?"

@@ -24,9 +24,9 @@ from touchstone.bundle import Judge, Price
 from touchstone.cases import Expect, GoldenCase
 from touchstone.cost import Budget
 from touchstone.errors import JudgeBroken
-from touchstone.policy import RagasScorer, RubricScorer
 from touchstone.prompts import GenerationParameters, Prompt
 from touchstone.results import Answer, Retrieval, RetrievedChunk, Score
+from touchstone.scorer_specs import RagasScorer, RubricScorer
 
 # `litellm_module` silences these when LiteLLM is imported, and pytest resets filters for each test.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
