@@ -1,11 +1,13 @@
-"""The ledger's store: append-only events in SQL, one gapless sequence per environment as compare-and-swap."""
+"""The ledger's store: append-only, hash-chained events in SQL; one gapless sequence per environment."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import time
 import zlib
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy import exc as sa_exc
 
 from touchstone.errors import BadInput, LedgerConflict
-from touchstone.ledger import EventKind, LedgerEvent, content_digest
+from touchstone.ledger import GENESIS, EventKind, LedgerEvent, content_digest, encode_payload
 
 _WAL_ATTEMPTS = 100
 
@@ -29,7 +31,11 @@ _EVENTS = sa.Table(
     sa.Column("kind", sa.String(64), nullable=False),
     sa.Column("subject", sa.String(255), nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("salt", sa.String(32)),  # null: the payload was erased
+    sa.Column("payload_digest", sa.String(64), nullable=False),
     sa.Column("content_digest", sa.String(64)),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
     sa.Index("events_by_subject", "environment", "subject", "kind", "sequence"),
 )
 _CONTENTS = sa.Table(
@@ -59,31 +65,40 @@ class Ledger:
         *,
         content: bytes | None = None,
         after: int | None = None,
+        watched: Collection[EventKind] = (),
     ) -> LedgerEvent:
         """Append one event.
 
-        `after` is the sequence of the subject's latest event of this kind as the caller knows it (0: none);
-        LedgerConflict when there is a later one by now, so that nobody decides on an old state.
+        `after` is the sequence of the subject's latest event of this kind (or of the `watched` kinds) as the caller
+        knows it (0: none); LedgerConflict when there is a later one by now, so that nobody decides on an old state.
         """
-        digest = None if content is None else content_digest(content)
+        salt, digest = secrets.token_hex(16), None if content is None else content_digest(content)
+        payload_digest = content_digest(encode_payload(payload, salt))
         for _ in range(100):
             try:
                 with self._engine.begin() as connection:
                     # First the number, then the check: what is appended between the two takes this number.
-                    sequence = self._last(connection) + 1
-                    self._check_latest(connection, kind, subject, after)
+                    last, previous = self._last(connection)
+                    self._check_latest(connection, watched or (kind,), subject, after)
                     if digest is not None and content is not None:
                         _store(connection, digest, content)
                     event = LedgerEvent(
                         environment=self.environment,
-                        sequence=sequence,
+                        sequence=last + 1,
                         at=datetime.now(UTC).isoformat(),
                         kind=kind,
                         subject=subject,
                         payload=payload,
+                        salt=salt,
+                        payload_digest=payload_digest,
                         content_digest=digest,
+                        previous=previous,
                     )
-                    row = event.model_dump() | {"payload": json.dumps(payload), "kind": kind.value}
+                    row = event.model_dump(mode="json") | {
+                        "payload": json.dumps(payload),
+                        "salt": salt,
+                        "digest": event.digest,
+                    }
                     connection.execute(_EVENTS.insert().values(row))
                 return event
             except sa_exc.IntegrityError:
@@ -95,10 +110,15 @@ class Ledger:
         return events[0] if events else None
 
     def events(
-        self, kind: EventKind | None = None, subject: str | None = None, *, newest: int | None = None
+        self,
+        kind: EventKind | None = None,
+        subject: str | None = None,
+        *,
+        newest: int | None = None,
+        since: int = 0,
     ) -> list[LedgerEvent]:
-        """Events in order; with `newest` only the last ones, newest first."""
-        query = sa.select(_EVENTS).where(_EVENTS.c.environment == self.environment)
+        """Events after the sequence `since`, in order; with `newest` only the last ones, newest first."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.environment == self.environment, _EVENTS.c.sequence > since)
         if kind is not None:
             query = query.where(_EVENTS.c.kind == kind.value)
         if subject is not None:
@@ -106,7 +126,7 @@ class Ledger:
         order = _EVENTS.c.sequence.desc() if newest else _EVENTS.c.sequence
         with self._reading() as connection:
             rows = connection.execute(query.order_by(order).limit(newest)).mappings().all()
-        return [LedgerEvent.model_validate({**row, "payload": json.loads(row["payload"])}) for row in rows]
+        return [_event(row) for row in rows]
 
     def content(self, event: LedgerEvent) -> bytes:
         """The content that an event refers to. Raises BadInput when it was erased."""
@@ -123,19 +143,30 @@ class Ledger:
     def _reading(self) -> sa.Connection:
         return self._engine.connect().execution_options(reads=True)
 
-    def _last(self, connection: sa.Connection) -> int:
-        query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(_EVENTS.c.environment == self.environment)
-        return connection.execute(query).scalar_one() or 0
+    def _last(self, connection: sa.Connection) -> tuple[int, str]:
+        """Sequence and digest of the last event."""
+        query = sa.select(_EVENTS.c.sequence, _EVENTS.c.digest).where(_EVENTS.c.environment == self.environment)
+        row = connection.execute(query.order_by(_EVENTS.c.sequence.desc()).limit(1)).first()
+        return (row.sequence, row.digest) if row else (0, GENESIS)
 
-    def _check_latest(self, connection: sa.Connection, kind: EventKind, subject: str, after: int | None) -> None:
+    def _check_latest(
+        self, connection: sa.Connection, kinds: Collection[EventKind], subject: str, after: int | None
+    ) -> None:
         if after is None:
             return
         query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(
-            _EVENTS.c.environment == self.environment, _EVENTS.c.kind == kind.value, _EVENTS.c.subject == subject
+            _EVENTS.c.environment == self.environment,
+            _EVENTS.c.kind.in_([kind.value for kind in kinds]),
+            _EVENTS.c.subject == subject,
         )
         latest = connection.execute(query).scalar_one() or 0
         if latest != after:
             raise LedgerConflict(f"{subject}: event {latest} was appended after {after}")
+
+
+def _event(row: sa.RowMapping) -> LedgerEvent:
+    stored = {name: value for name, value in row.items() if name != "digest"}
+    return LedgerEvent.model_validate(stored | {"payload": json.loads(row["payload"])})
 
 
 def _store(connection: sa.Connection, digest: str, content: bytes) -> None:

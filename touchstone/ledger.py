@@ -1,4 +1,9 @@
-"""Ledger events: what was decided, in an order that nobody can argue about."""
+"""Ledger events: what was decided, in an order that nobody can argue about and nobody can change unseen.
+
+Each event is a leaf: canonical JSON (RFC 8785) that names its place, its subject, the digests of its payload and
+content, and the digest of the leaf before it. A leaf holds digests only, so that payload and content can be erased
+without breaking the chain; a salt keeps an erased payload from being guessed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,10 @@ import hashlib
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field
+
+GENESIS = "0" * 64  # what the first leaf of an environment names as the one before it
 
 
 class EventKind(StrEnum):
@@ -18,13 +26,41 @@ class EventKind(StrEnum):
     INDEX_PROMOTED = "index.promoted"  # of one config the latest is the live pointer; a roll-back is one too
     FRESHNESS_CHECKED = "freshness.checked"
     QUERIES_CHECKED = "queries.checked"
+    GATE_DECIDED = "gate.decided"
+    RELEASE_CANDIDATE = "release.candidate"
+    CANARY_STARTED = "canary.started"
+    CANARY_LOOKED = "canary.looked"  # its content is the state of the tests, so that no restart loses evidence
+    CANARY_WIDENED = "canary.widened"
+    CANARY_HELD = "canary.held"
+    CANARY_GRADUATED = "canary.graduated"
+    CANARY_STOPPED = "canary.stopped"
+    APPROVAL_ASKED = "approval.asked"
+    APPROVAL_GIVEN = "approval.given"  # approve or deny
+    RELEASE_PROMOTED = "release.promoted"
+    RELEASE_ROLLED_BACK = "release.rolled_back"
+    ATTRIBUTION_DECIDED = "attribution.decided"
+    KEY_CREATED = "key.created"
+    KEY_ROTATED = "key.rotated"
 
 
-class LedgerEvent(BaseModel):
-    """One event. Large content lies beside it under its digest, so that it can be erased without breaking the order.
+RELEASE_SUBJECT = "release"
+# What the release state is the fold of. All are of RELEASE_SUBJECT, and compare-and-swap is over all of them.
+RELEASE_KINDS = (
+    EventKind.RELEASE_CANDIDATE,
+    EventKind.CANARY_STARTED,
+    EventKind.CANARY_WIDENED,
+    EventKind.CANARY_HELD,
+    EventKind.CANARY_GRADUATED,
+    EventKind.CANARY_STOPPED,
+    EventKind.APPROVAL_ASKED,
+    EventKind.APPROVAL_GIVEN,
+    EventKind.RELEASE_PROMOTED,
+    EventKind.RELEASE_ROLLED_BACK,
+)
 
-    `sequence` counts from 1 per environment without gaps; `subject` is what the event is about.
-    """
+
+class Leaf(BaseModel):
+    """What the chain holds of one event. `sequence` counts from 1 per environment without gaps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,13 +69,38 @@ class LedgerEvent(BaseModel):
     at: str
     kind: EventKind
     subject: str
-    payload: dict[str, Any]
+    payload_digest: str
     content_digest: str | None = None
+    previous: str = Field(description="Digest of the leaf before, GENESIS for the first")
+
+    def encoded(self) -> bytes:
+        """Canonical JSON: the bytes that are hashed."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.encoded()).hexdigest()
+
+
+class LedgerEvent(Leaf):
+    """A leaf with what it is about. Large content lies beside it under its digest."""
+
+    payload: dict[str, Any] = Field(exclude=True)
+    salt: str | None = Field(default=None, exclude=True, description="None: the payload was erased")
+
+    @property
+    def is_erased(self) -> bool:
+        return self.salt is None
 
 
 def content_digest(content: bytes) -> str:
     """SHA-256, as the ledger names content."""
     return hashlib.sha256(content).hexdigest()
+
+
+def encode_payload(payload: dict[str, Any], salt: str) -> bytes:
+    """Canonical JSON of a payload with its salt: the bytes whose digest the leaf holds."""
+    return rfc8785.dumps({"payload": payload, "salt": salt})
 
 
 def drift_subject(bundle_name: str, bundle_fingerprint: str, dataset_name: str) -> str:
@@ -50,3 +111,8 @@ def drift_subject(bundle_name: str, bundle_fingerprint: str, dataset_name: str) 
 def index_subject(config_name: str) -> str:
     """What a live pointer, its builds and its freshness belong to: the retrieval config, whatever its version."""
     return f"index:{config_name}"
+
+
+def canary_subject(canary_id: str) -> str:
+    """What the looks at one canary belong to."""
+    return f"canary:{canary_id}"
