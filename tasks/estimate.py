@@ -60,7 +60,7 @@ def estimate(plan: EvalPlan) -> Estimate:
 
 
 def _judge_calls(plan: EvalPlan, case: GoldenCase) -> int:
-    contexts = plan.retrieval.top_k if plan.retrieval else 0
+    contexts = plan.definition.retrieval.top_k if plan.definition.retrieval else 0
     calls = 0
     for scorer in _judging(plan, case):
         if isinstance(scorer, RubricScorer):
@@ -116,13 +116,13 @@ def _cost(plan: EvalPlan, counts: Mapping[str, int], tokens: Mapping[str, tuple[
 
 def _guess(plan: EvalPlan, *, worst: bool) -> dict[str, tuple[float, float]]:
     """Mean (input, output) tokens per call from the prompts; as output a quarter of max_tokens, or all of it."""
-    if plan.prompt is None:
+    if plan.definition.prompt is None:
         return {}
-    parameters = plan.bundle.parameters or plan.prompt.parameters
-    context = plan.retrieval.chunk_size * plan.retrieval.top_k if plan.retrieval else 0
+    parameters = plan.bundle.parameters or plan.definition.prompt.parameters
+    context = plan.definition.retrieval.chunk_size * plan.definition.retrieval.top_k if plan.definition.retrieval else 0
     count = most_tokens if worst else plausible_tokens
     questions = sum(count(case.question) for case in plan.cases) / len(plan.cases)
-    fixed = count(plan.prompt.system) + count(plan.prompt.template)
+    fixed = count(plan.definition.prompt.system) + count(plan.definition.prompt.template)
     return {
         "generation": (fixed + questions + context, (1.0 if worst else 0.25) * parameters.max_tokens),
         "judge": (_JUDGE_INPUT_TOKENS + context, _JUDGE_OUTPUT_TOKENS[worst]),

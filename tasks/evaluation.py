@@ -121,6 +121,7 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
         lock.enter_context(spool.locked())  # after all that can be bad input: it makes the run's folder
     try:
         spool.write_json("manifest.json", plan.manifest.model_dump_json(indent=2))
+        spool.write_json("definition.json", plan.definition.model_dump_json(indent=2))
         yield EvalSession(plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case)
     finally:
         lock.close()
@@ -148,21 +149,23 @@ def _target(plan: EvalPlan) -> Target:
         else:
             app = python_app(bundle.target.python or "", plan.settings.root)
         return AppTargetRunner(bundle.target, app, plan.concurrency)
-    assert plan.prompt is not None  # a bundle with a model has a prompt
+    asked = plan.definition
+    assert asked.prompt is not None  # a bundle with a model has a prompt
     retriever = None
-    if plan.retrieval is not None and plan.index is not None:
-        retriever = Retriever.open(plan.retrieval, plan.index, plan.settings.lance)
-    return ModelTarget(bundle, plan.prompt, retriever)
+    if asked.retrieval is not None and asked.index is not None:
+        retriever = Retriever.open(asked.retrieval, asked.index, plan.settings.lance)
+    return ModelTarget(bundle, asked.prompt, retriever)
 
 
 def _judge(plan: EvalPlan) -> JudgeSetup | None:
-    if plan.judge_prompt is None:
+    prompt = plan.definition.judge_prompt
+    if prompt is None or not plan.golden.policy.needs_judge:
         return None
     judge = judge_of(plan.bundle)
     ragas = [scorer for scorer in plan.golden.policy.scorers if isinstance(scorer, RagasScorer)]
     if ragas:
         import_ragas()
-    setup = JudgeSetup(judge, plan.judge_prompt, partial(load_embedder, judge.embedding_model))
+    setup = JudgeSetup(judge, prompt, partial(load_embedder, judge.embedding_model))
     if any(scorer.metric == "answer_relevancy" for scorer in ragas) and setup.embedding is None:
         setup.embedder()  # now, not after the generations are paid
     return setup
@@ -171,7 +174,7 @@ def _judge(plan: EvalPlan) -> JudgeSetup | None:
 def _log_retrieval(session: EvalSession, case: GoldenCase, answer: Answer) -> None:
     if answer.retrieval is None:
         return
-    config = session.plan.retrieval
+    config = session.plan.definition.retrieval
     log_retrieval(
         session.plan.settings.state / "retrievals",
         answer.retrieval,

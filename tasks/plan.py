@@ -27,13 +27,14 @@ from tasks.loading import (
 from tasks.sources import read_source
 from tasks.spool import Spool, existing_spool
 from tasks.vendor_endpoint import check_cap, check_endpoint
-from touchstone.bundle import Bundle, Endpoint, Judge, bundle_fingerprint, judge_fingerprint
+from touchstone.bundle import Bundle, Endpoint, Judge
 from touchstone.cases import GoldenCase
+from touchstone.definition import Definition
 from touchstone.drift import MetricSpec
 from touchstone.errors import BadInput
 from touchstone.index import IndexVersion
-from touchstone.prompts import Prompt
 from touchstone.retrieval_config import RetrievalConfig
+from touchstone.scorer_specs import JUDGED
 from touchstone.settings import Settings
 
 
@@ -83,12 +84,12 @@ class EvalPlan:
     manifest: EvalManifest
     golden: GoldenSet
     cases: tuple[GoldenCase, ...]
-    bundle: Bundle
-    prompt: Prompt | None
-    retrieval: RetrievalConfig | None
-    index: IndexVersion | None
-    judge_prompt: Prompt | None
+    definition: Definition
     retry_failures: bool = False
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.definition.bundle
 
     @property
     def metrics(self) -> tuple[MetricSpec, ...]:
@@ -159,40 +160,74 @@ def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_c
 
 
 def _read(settings: Settings, request: EvalRequest, purpose: str) -> EvalPlan:
+    golden = load_golden_set(settings.root, request.dataset, request.policy)
+    definition = load_definition(settings, request.bundle, golden)
+    return _plan(settings, request, purpose, golden, definition)
+
+
+def load_definition(settings: Settings, bundle_name: str, golden: GoldenSet | None = None) -> Definition:
+    """A bundle's files as they are now, with the index that readers are served.
+
+    With a golden set, raises BadInput when its relevant ids are no documents, or its scorers need a judge that the
+    bundle has not.
+    """
     root = settings.root
-    golden = load_golden_set(root, request.dataset, request.policy)
-    bundle = load_bundle(root, request.bundle)
-    cases = golden.cases[: request.limit]
+    bundle = load_bundle(root, bundle_name)
     prompt, retrieval, index = None, None, None
     if bundle.retrieval:
         retrieval, source = load_retrieval_config(root, bundle.retrieval)
         index = _index(settings, retrieval, source)
-        check_relevant_ids(golden, _document_ids(settings, golden, retrieval, index, source), source)
+        if golden is not None:
+            check_relevant_ids(golden, _document_ids(settings, golden, retrieval, index, source), source)
     if bundle.prompt is not None:
         needed = {"question", "context"} if retrieval else {"question"}
         prompt = load_prompt(root, bundle.prompt, needed)
-    judge_prompt = _judge_prompt(root, golden, bundle)
+    if golden is not None and golden.policy.needs_judge and bundle.judge is None:
+        judged = [scorer.name for scorer in golden.policy.scorers if scorer.kind in JUDGED]
+        raise BadInput(
+            f"{golden.policy_path}: field scorers: {', '.join(judged)} need a judge, but bundle {bundle.name} "
+            "has none; add `judge: {model: ...}` to the bundle"
+        )
+    judge = bundle.judge
+    judge_prompt = load_prompt(root, judge.prompt, {"payload"}, {"schema"}) if judge else None
+    return Definition(bundle=bundle, prompt=prompt, retrieval=retrieval, index=index, judge_prompt=judge_prompt)
+
+
+def plan_definition(
+    settings: Settings, request: EvalRequest, golden: GoldenSet, definition: Definition, *, purpose: str
+) -> EvalPlan:
+    """A new run of a bundle as it was, whatever its files say by now. Raises BadInput as `plan_eval` does."""
+    plan = _plan(settings, request, purpose, golden, definition)
+    _check_vendors(plan)
+    return plan
+
+
+def _plan(
+    settings: Settings, request: EvalRequest, purpose: str, golden: GoldenSet, definition: Definition
+) -> EvalPlan:
+    needs_judge = golden.policy.needs_judge
+    name, cases = definition.bundle.name, golden.cases[: request.limit]
     created = datetime.now(UTC)
     manifest = EvalManifest(
-        run_key=f"{bundle.name}-{golden.name}-{created:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        run_key=f"{name}-{golden.name}-{created:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         created_at=created.isoformat(),
         environment=settings.environment,
         request=request,
         purpose=purpose,
-        bundle_name=bundle.name,
-        bundle_fingerprint=bundle_fingerprint(bundle, prompt, retrieval),
-        judge_fingerprint=judge_fingerprint(bundle.judge, judge_prompt) if golden.policy.needs_judge else "",
-        model=bundle.model or (bundle.target and (bundle.target.http or bundle.target.python)) or "",
-        prompt=bundle.prompt if isinstance(bundle.prompt, str) else ("inline" if bundle.prompt else ""),
-        retrieval=f"{retrieval.name}@{retrieval.version}" if retrieval else "",
-        index_version=f"{index.table}@{index.version}" if index else "",
+        bundle_name=name,
+        bundle_fingerprint=definition.fingerprint,
+        judge_fingerprint=definition.judge_fingerprint if needs_judge else "",
+        model=definition.model,
+        prompt=definition.prompt_version,
+        retrieval=definition.retrieval_version,
+        index_version=definition.index_version,
         dataset_name=golden.name,
         dataset_digest=golden.digest,
         n_cases=len(cases),
         scorers_digest=golden.policy.scorers_digest,
-        git_commit=_git_commit(root),
+        git_commit=_git_commit(settings.root),
     )
-    return EvalPlan(settings, manifest, golden, cases, bundle, prompt, retrieval, index, judge_prompt)
+    return EvalPlan(settings, manifest, golden, cases, definition)
 
 
 def _document_ids(
@@ -203,18 +238,6 @@ def _document_ids(
     if all(id in known for case in golden.cases for id in case.relevant_ids or ()):
         return known
     return known | {document.id for document in read_source(source, retrieval.source.max_document_mb).documents}
-
-
-def _judge_prompt(root: Path, golden: GoldenSet, bundle: Bundle) -> Prompt | None:
-    if not golden.policy.needs_judge:
-        return None
-    if bundle.judge is None:
-        judged = [scorer.name for scorer in golden.policy.scorers if scorer.kind in {"ragas", "rubric"}]
-        raise BadInput(
-            f"{golden.policy_path}: field scorers: {', '.join(judged)} need a judge, but bundle {bundle.name} "
-            "has none; add `judge: {model: ...}` to the bundle"
-        )
-    return load_prompt(root, bundle.judge.prompt, {"payload"}, {"schema"})
 
 
 def _index(settings: Settings, retrieval: RetrievalConfig, source: Path) -> IndexVersion:

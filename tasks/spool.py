@@ -2,6 +2,7 @@
 
 .touchstone/runs/<run_key>/
     manifest.json   what was asked for: bundle, dataset, fingerprints, repeats
+    definition.json the bundle with its prompt and retrieval config as they were
     calls.jsonl     each finished call under the digest of its request; `bad` marks one that broke its contract
     cases.jsonl     each finished case; a later line of the same case and trial replaces an earlier one
     report.json     the verdict and its numbers
