@@ -113,6 +113,11 @@ def index_subject(config_name: str) -> str:
     return f"index:{config_name}"
 
 
+def gate_subject(bundle_name: str) -> str:
+    """What the gate's decisions on a bundle belong to."""
+    return f"gate:{bundle_name}"
+
+
 def canary_subject(canary_id: str) -> str:
     """What the looks at one canary belong to."""
     return f"canary:{canary_id}"
