@@ -137,6 +137,11 @@ class Ledger:
             raise BadInput(f"ledger event {event.sequence} ({event.kind}): its content was erased")
         return zlib.decompress(body)
 
+    @property
+    def engine(self) -> sa.Engine:
+        """For tables that lie beside the events, such as the outbox's cursors."""
+        return self._engine
+
     def close(self) -> None:
         self._engine.dispose()
 

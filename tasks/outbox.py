@@ -1,0 +1,168 @@
+"""The outbox: what the ledger holds is handed to MLflow, Prefect and people, in order and at least once.
+
+The outbox is the ledger itself and a cursor per projection. A cursor moves only after its projection took an event, so
+that a crash delivers again; a target that is away keeps its own cursor and holds up no other. What can come twice: the
+event that was being sent when the process died, and one that a target took but answered too late. Projections
+are therefore idempotent, or carry the event's sequence so that a receiver can tell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tasks.ledger import Ledger
+from tasks.outbox_cursors import Cursors
+from touchstone.errors import TouchstoneError
+from touchstone.ledger import EventKind, LedgerEvent
+from touchstone.privacy import redact_secrets
+from touchstone.settings import Settings
+
+# A projection that is new takes what is this young: the event that caused its first delivery is no history.
+NEW_ENOUGH = timedelta(minutes=10)
+TOO_LATE = timedelta(hours=24)  # an alarm, or a trigger, of yesterday does more harm than good
+BUDGET_S = 10.0  # per projection and delivery; what is left goes with the next one
+
+
+class TargetAway(TouchstoneError):
+    """A projection's target did not take an event; it stays in the outbox."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One target. `send` yields the sequence of each event it has delivered, and raises when it cannot go on."""
+
+    name: str
+    kinds: frozenset[EventKind]
+    send: Callable[[Settings, Ledger, Sequence[LedgerEvent]], Iterator[int]]
+    is_news: bool = True  # else it shows a state: delivered from the first event on, however old, and rebuilt
+    off: str = ""  # why nothing can be delivered from this process
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a projection is behind."""
+
+    projection: str
+    delivered: int  # sequence; 0 before the first
+    waiting: int  # events it still has to be handed
+    off: str = ""
+
+
+def deliver(settings: Settings, ledger: Ledger, *, now: datetime | None = None) -> list[str]:
+    """Hand every projection what it has not had, and return warnings; never raises.
+
+    Somebody else who is delivering is left to it: it looks again before it ends. Takes seconds when a target is away.
+    """
+    now = now or datetime.now(UTC)
+    try:
+        projections = all_projections(settings)
+    except Exception as error:
+        return [_warning("outbox", error)]
+    return [warning for one in projections if not one.off for warning in _deliver(settings, ledger, one, now)]
+
+
+def deliver_all(settings: Settings, ledger: Ledger, *, rebuild: bool = False) -> list[str]:
+    """`deliver`; with `rebuild` states are shown anew from the whole ledger. News is never sent again."""
+    try:
+        if rebuild:
+            return _reset(settings, ledger) + deliver(settings, ledger)
+    except Exception as error:
+        return [_warning("outbox", error)]
+    return deliver(settings, ledger)
+
+
+def standings(settings: Settings, ledger: Ledger, *, now: datetime | None = None) -> list[Standing]:
+    """How far each projection is behind. Raises what the ledger's database raises."""
+    now, cursors = now or datetime.now(UTC), Cursors(ledger)
+    found = []
+    for projection in all_projections(settings):
+        cursor = _cursor(cursors, ledger, projection, now)
+        waiting = _wanted(projection, ledger.events(since=cursor), now)
+        found.append(Standing(projection.name, cursor, len(waiting), projection.off))
+    return found
+
+
+def all_projections(settings: Settings) -> tuple[Projection, ...]:
+    """Every target, the quickest first."""
+    return ()
+
+
+def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: datetime) -> list[str]:
+    """One projection. Whatever it raises is a warning: nothing that was decided depends on who has been told."""
+    warnings: list[str] = []
+    try:
+        cursors = Cursors(ledger)
+        while ledger.events(since=_cursor(cursors, ledger, projection, now)):
+            with cursors.claimed(projection.name) as is_mine:
+                if not is_mine or not _send(settings, ledger, projection, cursors, now, warnings):
+                    break
+    except Exception as error:
+        warnings.append(_warning(projection.name, error))
+    return warnings
+
+
+def _send(
+    settings: Settings, ledger: Ledger, projection: Projection, cursors: Cursors, now: datetime, warnings: list[str]
+) -> bool:
+    """Hand it what is after its cursor; False when its time was over before."""
+    start = _cursor(cursors, ledger, projection, now)
+    cursors.move(projection.name, start)  # where a new projection starts is settled once, or an outage would move it
+    events = ledger.events(since=start)
+    if not events:
+        return True
+    wanted = _wanted(projection, events, now)
+    late = sum(event.kind in projection.kinds for event in events) - len(wanted)
+    if late:
+        warnings.append(f"{projection.name}: {late} events passed over: too old, or erased")
+    end = time.monotonic() + BUDGET_S
+    for sequence in projection.send(settings, ledger, wanted) if wanted else ():
+        cursors.move(projection.name, sequence)
+        if time.monotonic() > end and sequence != wanted[-1].sequence:
+            left = sum(event.sequence > sequence for event in wanted)
+            warnings.append(f"{projection.name}: {left} events wait for the next delivery: it took {BUDGET_S:.0f} s")
+            return False
+    cursors.move(projection.name, events[-1].sequence)
+    return True
+
+
+def _wanted(projection: Projection, events: Sequence[LedgerEvent], now: datetime) -> list[LedgerEvent]:
+    """Of news, what is neither too late nor erased."""
+    oldest = (now - TOO_LATE).isoformat() if projection.is_news else ""
+    wanted = [event for event in events if event.kind in projection.kinds and event.at >= oldest]
+    return [event for event in wanted if not (projection.is_news and event.is_erased)]
+
+
+def _cursor(cursors: Cursors, ledger: Ledger, projection: Projection, now: datetime) -> int:
+    """The last delivered sequence; where a new projection starts."""
+    known = cursors.read(projection.name)
+    if known is not None:
+        return known
+    if not projection.is_news:
+        return 0
+    recent = ledger.events(newest=500)
+    history = (now - NEW_ENOUGH).isoformat()
+    before = recent[-1].sequence - 1 if recent else 0
+    return next((event.sequence for event in recent if event.at < history), before)
+
+
+def _reset(settings: Settings, ledger: Ledger) -> list[str]:
+    cursors = Cursors(ledger)
+    busy: list[str] = []
+    for projection in all_projections(settings):
+        if projection.is_news:
+            continue
+        with cursors.claimed(projection.name) as is_mine:
+            if is_mine:
+                cursors.move(projection.name, 0)
+            else:
+                busy.append(f"{projection.name}: not rebuilt, another process is delivering to it; try again")
+    return busy
+
+
+def _warning(name: str, error: Exception) -> str:
+    known = isinstance(error, TouchstoneError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return redact_secrets(f"{name}: {(text.splitlines() or [''])[0]}")
