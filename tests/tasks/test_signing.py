@@ -97,7 +97,7 @@ def test_a_public_key_is_read_from_digits_from_pem_and_from_the_private_file(tmp
         key.public_key.upper(),
         *(str(tmp_path / n) for n in ("private.pem", "public.pem", "digits")),
     ]
-    assert {read_public_key(one) for one in given} == {key.public_key}
+    assert {read_public_key(given) for given in [key.public_key, key.public_key.upper(), *files]} == {key.public_key}
     (tmp_path / "other").write_text("ssh-rsa AAAA")
     with pytest.raises(BadInput, match="holds no Ed25519 public key"):
         read_public_key(str(tmp_path / "other"))
