@@ -24,14 +24,24 @@ def read_release(ledger: Ledger) -> ReleaseState:
 def append_release(
     ledger: Ledger, state: ReleaseState, kind: EventKind, payload: dict[str, Any], *, content: bytes | None = None
 ) -> LedgerEvent:
-    """One step from `state`, as the caller has read it. Raises LedgerConflict when somebody was first."""
+    """One step from `state`, as the caller has read it.
+
+    Raises LedgerConflict when somebody was first, Unmeasurable when the ledger cannot be written.
+    """
     try:
         return ledger.append(
             kind, RELEASE_SUBJECT, payload, content=content, after=state.sequence, watched=RELEASE_KINDS
         )
     except LedgerConflict:
-        now = ledger.events(subject=RELEASE_SUBJECT, newest=1)[0]
+        now = ledger.events(subject=RELEASE_SUBJECT, newest=1)
+        if not now or now[0].sequence == state.sequence:  # the ledger is that busy
+            raise
         raise LedgerConflict(
-            f"{ledger.environment}: event {now.sequence} ({now.kind}) came first, so {kind} was not done; "
+            f"{ledger.environment}: event {now[0].sequence} ({now[0].kind}) came first, so {kind} was not done; "
             "look at `touchstone release show` and decide again"
+        ) from None
+    except SQLAlchemyError as error:
+        reason = getattr(error, "orig", None) or error
+        raise Unmeasurable(
+            f"{kind} could not be recorded for {ledger.environment}: {reason}; `touchstone release show` tells what stands"
         ) from None

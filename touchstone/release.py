@@ -15,9 +15,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from touchstone.definition import Definition
+from touchstone.errors import Unmeasurable
 from touchstone.ledger import EventKind, LedgerEvent
 from touchstone.release_policy import Approver, Factor, ReleasePolicy
 
@@ -99,7 +100,13 @@ class ApprovalRequest(_Record):
     @property
     def is_complete(self) -> bool:
         """So many different people as are required have approved."""
-        return len({approval.by for approval in self.given if approval.decision == "approve"}) >= self.required
+        return len(self.approved_by) >= self.required
+
+    @property
+    def approved_by(self) -> tuple[str, ...]:
+        """Each person once: `Ada` and `ada` are one."""
+        people = {approval.by.casefold(): approval.by for approval in self.given if approval.decision == "approve"}
+        return tuple(people.values())
 
     def is_expired(self, now: datetime) -> bool:
         return now >= datetime.fromisoformat(self.expires_at)
@@ -121,6 +128,7 @@ class ReleaseState(_Record):
     environment: str
     sequence: int = 0
     champion: Promotion | None = None
+    served_since: int = Field(default=0, description="Event that made it serve: its promotion, or a roll-back to it")
     previous: tuple[Promotion, ...] = Field(
         default=(), description="Champions that a roll-back can return to, in order"
     )
@@ -132,12 +140,22 @@ class ReleaseState(_Record):
 
 
 def fold(environment: str, events: Iterable[LedgerEvent]) -> ReleaseState:
-    """The state after the release events of an environment, in order; other kinds are passed over."""
+    """The state after the release events of an environment, in order; other kinds are passed over.
+
+    Raises Unmeasurable at an event that cannot be read: to serve what is guessed would be worse.
+    """
     state = ReleaseState(environment=environment)
     for event in events:
         apply = _APPLY.get(event.kind)
-        if apply is not None:
+        if apply is None:
+            continue
+        try:
             state = apply(state, event).model_copy(update={"sequence": event.sequence})
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            why = (
+                "its payload was erased" if event.is_erased else f"{error}; did another version of touchstone write it?"
+            )
+            raise Unmeasurable(f"ledger event {event.sequence} ({event.kind}) cannot be read: {why}") from None
     return state
 
 
@@ -182,7 +200,7 @@ def _approval_asked(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
 
 def _approval_given(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
     request = state.candidate.approval if state.candidate else None
-    if request is None:
+    if request is None or request.approval_id != event.payload["approval_id"]:
         return state
     known = {name: event.payload.get(name) for name in ("decision", "by", "reason", "via", "signature")}
     approval = Approval.model_validate(known | {"at": event.at})
@@ -201,17 +219,24 @@ def _promoted(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
         reason=payload["reason"],
     )
     before = (state.champion,) if state.champion else ()
-    return state.model_copy(update={"champion": promotion, "previous": (*state.previous, *before), "candidate": None})
+    return ReleaseState(
+        environment=state.environment,
+        champion=promotion,
+        served_since=event.sequence,
+        previous=(*state.previous, *before),
+    )
 
 
 def _rolled_back(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
     """A canary's roll-back drops the candidate; a champion's returns to the one before, and forgets what was after."""
-    if event.payload["what"] == "canary" or not state.previous:
+    if event.payload["what"] == "canary":
         return _dropped(state, event)
-    to = event.payload["to_sequence"]
-    place = next(place for place, promotion in enumerate(state.previous) if promotion.sequence == to)
-    return state.model_copy(
-        update={"champion": state.previous[place], "previous": state.previous[:place], "candidate": None}
+    place = [promotion.sequence for promotion in state.previous].index(event.payload["to_sequence"])
+    return ReleaseState(
+        environment=state.environment,
+        champion=state.previous[place],
+        served_since=event.sequence,
+        previous=state.previous[:place],
     )
 
 

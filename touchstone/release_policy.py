@@ -95,6 +95,10 @@ class ApprovalPolicy(_Closed):
     def enough_approvers(self) -> ApprovalPolicy:
         if self.approvers and len({approver.name for approver in self.approvers}) < self.required:
             raise ValueError(f"{self.required} approvals are required, but only {len(self.approvers)} may approve")
+        names = [approver.name.casefold() for approver in self.approvers]
+        keys = [approver.public_key for approver in self.approvers if approver.public_key]
+        if len(set(names)) < len(names) or len(set(keys)) < len(keys):
+            raise ValueError("two approvers have the same name or the same key: one person would count twice")
         return self
 
 

@@ -29,7 +29,7 @@ def candidate(state: ReleaseState, deployment: Deployment, by: str, reason: str)
     if champion and champion.deployment.fingerprint == deployment.fingerprint:
         raise BadInput(f"{deployment.name} is the champion of {state.environment} already: nothing would change")
     running = state.candidate
-    if running and running.canary and running.deployment.fingerprint != deployment.fingerprint:
+    if running and running.canary:  # also of the same: it would leave its traffic, and its evidence, unseen
         raise BadInput(
             f"{running.deployment.name} is on canary traffic in {state.environment}; "
             "`touchstone canary stop` ends it, then a new candidate can come"
@@ -59,7 +59,7 @@ def start_canary(state: ReleaseState, canary_id: str, salt: str, by: str) -> Pay
 
 def widen_canary(state: ReleaseState, reason: str) -> Payload:
     """The next share of the ladder. Raises BadInput at its end."""
-    waiting, canary = _canary(state)
+    waiting, canary = _undecided(state)
     wider = [share for share in waiting.deployment.policy.canary.shares if share > canary.share]
     if not wider:
         raise BadInput(f"{canary.canary_id} serves its largest share already: {canary.share:.0%}")
@@ -68,12 +68,15 @@ def widen_canary(state: ReleaseState, reason: str) -> Payload:
 
 def hold_canary(state: ReleaseState, reason: str) -> Payload:
     """Its time is over without a decision: somebody has to look."""
-    return {"canary_id": _canary(state)[1].canary_id, "reason": reason}
+    canary = _undecided(state)[1]
+    if canary.status is CanaryStatus.HELD:
+        raise BadInput(f"the canary {canary.canary_id} is held already: {canary.reason}")
+    return {"canary_id": canary.canary_id, "reason": reason}
 
 
 def graduate_canary(state: ReleaseState, reason: str) -> Payload:
     """Not worse by the margin, with confidence."""
-    return {"canary_id": _canary(state)[1].canary_id, "reason": reason}
+    return {"canary_id": _undecided(state)[1].canary_id, "reason": reason}
 
 
 def stop_canary(state: ReleaseState, by: str, reason: str) -> Payload:
@@ -117,6 +120,8 @@ def ask_approval(state: ReleaseState, approval_id: str, now: datetime) -> Payloa
     if asked is not None and not asked.is_expired(now):
         raise BadInput(f"{asked.approval_id} is open for {waiting.deployment.name} until {asked.expires_at}")
     rules = waiting.deployment.policy.approval
+    if not rules.required:
+        raise BadInput(f"the policy of {waiting.deployment.name} asks for no approval: `touchstone promote`")
     return {
         "approval_id": approval_id,
         "fingerprint": waiting.deployment.fingerprint,
@@ -140,17 +145,17 @@ def give_approval(
     is_signed: bool = False,
 ) -> Payload:
     """One person's word. `is_signed`: the signature was checked against the key that the policy names for `by`."""
-    request = _open_request(state, approval_id, now)
+    request, by = _open_request(state, approval_id, now), " ".join(by.split())
     if decision not in {"approve", "deny"}:
         raise BadInput(f"decision {decision!r}: write approve or deny")
-    if not by.strip() or not reason.strip():
+    if not by or not reason.strip():
         raise BadInput("an approval needs your name and a reason, for those who read it later")
     known = {approver.name: approver for approver in request.approvers}
     if known and by not in known:
         raise BadInput(f"{by} may not approve {request.approval_id}; the policy names {', '.join(known)}")
     if known and known[by].public_key and not is_signed:
         raise BadInput(f"the approval of {by} is not signed by the key that the policy names; nothing was recorded")
-    if any(given.by == by for given in request.given):
+    if decision == "approve" and by.casefold() in {name.casefold() for name in request.approved_by}:
         raise BadInput(f"{by} has approved {request.approval_id} already; {request.required} people have to")
     return {
         "approval_id": request.approval_id,
@@ -170,13 +175,17 @@ def promote(state: ReleaseState, by: str, reason: str, now: datetime) -> Payload
     rules, request = waiting.deployment.policy.approval, waiting.approval
     if rules.required:
         if request is None or not request.is_complete:
-            given = len(request.given) if request else 0
+            given = len(request.approved_by) if request else 0
             raise BadInput(
                 f"{waiting.deployment.name} needs {rules.required} approvals and has {given}: "
                 "`touchstone approve --by NAME --reason WHY`"
             )
         if request.is_expired(now):
             raise BadInput(f"the approval {request.approval_id} expired at {request.expires_at}; ask again")
+        if request.fingerprint != waiting.deployment.fingerprint:
+            raise BadInput(
+                f"{request.approval_id} approves {request.fingerprint}, not {waiting.deployment.fingerprint}"
+            )
     return {
         "deployment": waiting.deployment.model_dump(mode="json"),
         "fingerprint": waiting.deployment.fingerprint,
@@ -188,9 +197,15 @@ def promote(state: ReleaseState, by: str, reason: str, now: datetime) -> Payload
 
 
 def _candidate(state: ReleaseState) -> Candidate:
-    if state.candidate is None:
-        raise BadInput(f"{state.environment} has no candidate; `touchstone gate --bundle B` makes one when it passes")
-    return state.candidate
+    if state.candidate is not None:
+        return state.candidate
+    champion = state.champion
+    if champion and champion.sequence == state.sequence:  # the last step was its promotion: somebody was first
+        raise BadInput(
+            f"{state.environment} has no candidate any more: {champion.promoted_by} promoted "
+            f"{champion.deployment.name} at {champion.promoted_at} (event {champion.sequence})"
+        )
+    raise BadInput(f"{state.environment} has no candidate; `touchstone gate --bundle B` makes one when it passes")
 
 
 def _canary(state: ReleaseState) -> tuple[Candidate, Canary]:
@@ -198,6 +213,13 @@ def _canary(state: ReleaseState) -> tuple[Candidate, Canary]:
     if waiting is None or waiting.canary is None:
         raise BadInput(f"no canary is running in {state.environment}; `touchstone canary start` starts one")
     return waiting, waiting.canary
+
+
+def _undecided(state: ReleaseState) -> tuple[Candidate, Canary]:
+    waiting, canary = _canary(state)
+    if canary.status is CanaryStatus.GRADUATED:
+        raise BadInput(f"the canary {canary.canary_id} has graduated already: {canary.reason}")
+    return waiting, canary
 
 
 def _check_canary(state: ReleaseState, waiting: Candidate) -> None:
