@@ -1,0 +1,263 @@
+"""What people and flows do to a release: promote, roll back, approve, deny, stop. Each is one event, and one outcome.
+
+Every act reads the state, asks the pure step, and appends by compare-and-swap; the live index follows afterwards
+(`tasks.release_index`). An act that was overtaken by something that does not concern it (a look at the canary, a
+second approver) is tried again; otherwise whoever comes second is told so, and nothing was done.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from tasks.ledger import Ledger
+from tasks.releases import append_release, read_release
+from touchstone import release_steps as steps
+from touchstone.errors import BadInput, LedgerConflict, TouchstoneError
+from touchstone.ledger import EventKind, LedgerEvent
+from touchstone.pii import scrub
+from touchstone.privacy import redact_secrets
+from touchstone.release import ApprovalRequest, ReleaseState
+from touchstone.release_policy import Approver
+from touchstone.settings import Settings
+
+Step = Callable[[ReleaseState], tuple[EventKind, dict[str, Any]]]
+
+_ATTEMPTS = 10
+_LONGEST_NAME, _LONGEST_REASON = 200, 2000
+
+
+@dataclass(frozen=True)
+class Done:
+    """An act that was recorded, and what is served since."""
+
+    event: LedgerEvent
+    state: ReleaseState
+    index_version: str | None = None  # label that the live pointer was moved to
+    index_error: str | None = None  # why it could not be: the event stands all the same
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A human's word that was recorded (None: it was before), and the promotion that it completed."""
+
+    event: LedgerEvent | None
+    state: ReleaseState
+    promoted: Done | None = None
+    open: str | None = None  # why nothing was promoted yet
+
+
+def promote(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
+    """The candidate takes all traffic. Raises BadInput while something lacks, LedgerConflict when somebody was first."""
+    state = read_release(ledger)
+    payload = steps.promote(state, clean_name(by), clean_reason(reason), datetime.now(UTC))
+    candidate = state.candidate
+    if candidate is not None and candidate.deployment.definition.retrieval is not None:
+        from tasks.release_index import check_index
+
+        check_index(settings, ledger, candidate.deployment.definition)
+    return _done(settings, ledger, append_release(ledger, state, EventKind.RELEASE_PROMOTED, payload))
+
+
+def roll_back(
+    settings: Settings, ledger: Ledger, by: str, reason: str, *, to: int | None = None, champion: bool = False
+) -> Done:
+    """Take the canary off its traffic; without one, with `champion` or with `to`, an earlier champion serves again."""
+    by, reason = clean_name(by), _required(clean_reason(reason))
+
+    def canary_back(state: ReleaseState) -> tuple[EventKind, dict[str, Any]]:
+        return EventKind.RELEASE_ROLLED_BACK, steps.roll_back_canary(state, by, reason)
+
+    def champion_back(state: ReleaseState) -> tuple[EventKind, dict[str, Any]]:
+        return EventKind.RELEASE_ROLLED_BACK, steps.roll_back(state, by, reason, to)
+
+    state = read_release(ledger)
+    if state.canary is not None and not champion and to is None:
+        return _done(settings, ledger, _take(ledger, state, canary_back, _canary_id))
+    return _done(settings, ledger, _take(ledger, state, champion_back, lambda now: now.served_since))
+
+
+def stop(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
+    """Somebody takes the candidate off all traffic, without saying that it did harm."""
+    by, reason = clean_name(by), _required(clean_reason(reason))
+    state = read_release(ledger)
+    event = _take(ledger, state, lambda now: (EventKind.CANARY_STOPPED, steps.stop_canary(now, by, reason)), _canary_id)
+    return _done(settings, ledger, event)
+
+
+def ask(ledger: Ledger, *, again: bool = False) -> ApprovalRequest:
+    """The open question for a human; asked now when there is none. `again`: also when it has expired."""
+    state = read_release(ledger)
+    for _ in range(_ATTEMPTS):
+        request = _request(state)
+        if request is not None and not (again and request.is_expired(datetime.now(UTC))):
+            return request
+        place = state.candidate.sequence if state.candidate else 0
+        approval_id = f"approval-{place}-{secrets.token_hex(3)}"
+        payload = steps.ask_approval(state, approval_id, datetime.now(UTC))
+        try:
+            append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
+        except LedgerConflict:
+            pass  # somebody asks at the same time: theirs is as good
+        state = read_release(ledger)
+    raise LedgerConflict(f"{ledger.environment}: the release moved on while its approval was asked for; look again")
+
+
+def decide(
+    settings: Settings,
+    ledger: Ledger,
+    decision: Literal["approve", "deny"],
+    by: str,
+    reason: str,
+    *,
+    via: str,
+    approval_id: str | None = None,
+    signature: str | None = None,
+) -> Decided:
+    """Record one person's word, and promote when it was the last one that lacked.
+
+    `approval_id`: the question that was answered; an answer to another one counts for nothing. Without it the open
+    one, which is asked when there is none. Raises BadInput when the word does not count; nothing is then recorded.
+    """
+    by, reason = clean_name(by), clean_reason(reason)
+    asked = approval_id or ask(ledger).approval_id
+    state = read_release(ledger)
+    event = None
+    if not (decision == "approve" and _stands_already(state, asked, by)):
+        event = _take(ledger, state, _give(decision, by, reason, asked, via, signature), _approval_id)
+    if decision == "deny":
+        return Decided(event, read_release(ledger))
+    return finish(settings, ledger, event)
+
+
+def finish(settings: Settings, ledger: Ledger, event: LedgerEvent | None = None) -> Decided:
+    """Promote the candidate when its approvals are complete; whoever completes them may have died before it did."""
+    state = read_release(ledger)
+    request = _request(state)
+    if request is None:
+        return Decided(event, state, open="there is nothing to approve any more: see `touchstone release history`")
+    if not request.is_complete:
+        lacking = request.required - len(request.approved_by)
+        return Decided(
+            event, state, open=f"{lacking} of {request.required} approvals lacking until {request.expires_at}"
+        )
+    reason = "; ".join(approval.reason for approval in request.given)
+    try:
+        done = promote(settings, ledger, ", ".join(request.approved_by), reason)
+    except TouchstoneError as error:
+        now = read_release(ledger)
+        if now.champion and now.champion.sequence > state.sequence:  # the flow or a second approver did it
+            return Decided(event, now, open="")
+        raise type(error)(f"approved, but not promoted: {error}. `touchstone promote` tries it again") from None
+    return Decided(event, done.state, done)
+
+
+def repair(settings: Settings, ledger: Ledger) -> tuple[ReleaseState, str | None]:
+    """Complete what a crash left: the champion's index becomes live. Returns its label when it was moved."""
+    from tasks.release_index import follow_release
+
+    state = read_release(ledger)
+    return state, follow_release(settings, ledger, state)
+
+
+def clean_name(name: str) -> str:
+    """A person's name as it is recorded. Personal, and kept on purpose: the ledger has to say who."""
+    name = " ".join(redact_secrets(_printable(name)).split())[:_LONGEST_NAME]
+    if not name:
+        raise BadInput("who is it? `--by NAME`, for those who read it later")
+    return name
+
+
+def clean_reason(reason: str) -> str:
+    """A reason without secrets, personal data of others, and what would upset a terminal."""
+    return scrub(redact_secrets(_printable(reason))).strip()[:_LONGEST_REASON]
+
+
+def _take(ledger: Ledger, state: ReleaseState, step: Step, about: Callable[[ReleaseState], object]) -> LedgerEvent:
+    """Append the step; again on the new state while what it is `about` is still as it was."""
+    meant = about(state)
+    for attempt in range(1, _ATTEMPTS + 1):
+        kind, payload = step(state)
+        try:
+            return append_release(ledger, state, kind, payload)
+        except LedgerConflict:
+            state = read_release(ledger)
+            if attempt == _ATTEMPTS or about(state) != meant:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _give(decision: str, by: str, reason: str, approval_id: str, via: str, signature: str | None) -> Step:
+    def give(state: ReleaseState) -> tuple[EventKind, dict[str, Any]]:
+        payload = steps.give_approval(
+            state,
+            decision,
+            by,
+            reason,
+            approval_id=approval_id,
+            via=via,
+            now=datetime.now(UTC),
+            signature=signature,
+            is_signed=_is_signed(state, decision, by, approval_id, signature),
+        )
+        return EventKind.APPROVAL_GIVEN, payload
+
+    return give
+
+
+def _is_signed(state: ReleaseState, decision: str, by: str, approval_id: str, signature: str | None) -> bool:
+    request = _request(state)
+    approvers: tuple[Approver, ...] = request.approvers if request else ()
+    key = next((approver.public_key for approver in approvers if approver.name == by), None)
+    if request is None or key is None or not signature:
+        return False
+    from tasks.signing import verify_approval
+
+    return verify_approval(key, signature, approval_id, request.fingerprint, decision)
+
+
+def _done(settings: Settings, ledger: Ledger, event: LedgerEvent) -> Done:
+    """The release event stands; the index follows it, where there is one."""
+    state = read_release(ledger)
+    if state.champion is None or state.champion.deployment.definition.retrieval is None:
+        return Done(event, state)
+    from tasks.release_index import follow_release
+
+    try:
+        return Done(event, state, index_version=follow_release(settings, ledger, state))
+    except TouchstoneError as error:
+        return Done(event, state, index_error=str(error))
+
+
+def _stands_already(state: ReleaseState, approval_id: str, by: str) -> bool:
+    """The approval is complete and `by` gave one: it was recorded, and what came after it was not done."""
+    request = _request(state)
+    if request is None or request.approval_id != approval_id or not request.is_complete:
+        return False
+    return by.casefold() in {name.casefold() for name in request.approved_by}
+
+
+def _request(state: ReleaseState) -> ApprovalRequest | None:
+    return state.candidate.approval if state.candidate else None
+
+
+def _approval_id(state: ReleaseState) -> str | None:
+    request = _request(state)
+    return request.approval_id if request else None
+
+
+def _canary_id(state: ReleaseState) -> str | None:
+    return state.canary.canary_id if state.canary else None
+
+
+def _required(reason: str) -> str:
+    if not reason:
+        raise BadInput("why? `--reason WHY`, for those who read it later")
+    return reason
+
+
+def _printable(text: str) -> str:
+    return "".join(mark if mark.isprintable() else " " for mark in text)
