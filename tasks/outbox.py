@@ -9,14 +9,16 @@ are therefore idempotent, or carry the event's sequence so that a receiver can t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from tasks import announce_release, notify
 from tasks.ledger import Ledger
 from tasks.outbox_cursors import Cursors
+from tasks.projection import Projection
 from touchstone.errors import TouchstoneError
-from touchstone.ledger import EventKind, LedgerEvent
+from touchstone.ledger import LedgerEvent
 from touchstone.privacy import redact_secrets
 from touchstone.settings import Settings
 
@@ -24,21 +26,6 @@ from touchstone.settings import Settings
 NEW_ENOUGH = timedelta(minutes=10)
 TOO_LATE = timedelta(hours=24)  # an alarm, or a trigger, of yesterday does more harm than good
 BUDGET_S = 10.0  # per projection and delivery; what is left goes with the next one
-
-
-class TargetAway(TouchstoneError):
-    """A projection's target did not take an event; it stays in the outbox."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One target. `send` yields the sequence of each event it has delivered, and raises when it cannot go on."""
-
-    name: str
-    kinds: frozenset[EventKind]
-    send: Callable[[Settings, Ledger, Sequence[LedgerEvent]], Iterator[int]]
-    is_news: bool = True  # else it shows a state: delivered from the first event on, however old, and rebuilt
-    off: str = ""  # why nothing can be delivered from this process
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ def standings(settings: Settings, ledger: Ledger, *, now: datetime | None = None
 
 def all_projections(settings: Settings) -> tuple[Projection, ...]:
     """Every target, the quickest first."""
-    return ()
+    return (*notify.projections(settings), announce_release.projection())
 
 
 def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: datetime) -> list[str]:

@@ -13,6 +13,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from touchstone.notify_target import NotifyTarget
+
 
 class Settings(BaseSettings):
     """Where things are. Relative paths are relative to `root`."""
@@ -35,6 +37,7 @@ class Settings(BaseSettings):
     task_runner: Literal["threads", "dask", "ray"] = Field(default="threads", description="Where texts are embedded")
     task_runner_address: str = Field(default="", description="Of a Dask scheduler or Ray cluster; empty: local")
     task_workers: int = Field(default=2, ge=1, le=1024, description="Threads, or workers of a local Dask or Ray")
+    notify: tuple[NotifyTarget, ...] = Field(default=(), description="Who is told of releases and of levels")
     trace_limit: int = Field(default=500, ge=0, description="Runs up to this size send a trace for every case")
 
     @classmethod
