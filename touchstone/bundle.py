@@ -124,6 +124,9 @@ class Bundle(_Closed):
     retrieval: str | None = Field(default=None, description="name or name@version of a retrieval config")
     judge: Judge | None = None
     target: AppTarget | None = None
+    fallbacks: tuple[str, ...] = Field(
+        default=(), description="Bundles that answer when this one's vendor is away, in order; in no fingerprint"
+    )
 
     @field_validator("judge", mode="before")
     @classmethod
@@ -136,6 +139,8 @@ class Bundle(_Closed):
             raise ValueError("give either `model` (with `prompt`) or `target` (your own app)")
         if self.target is not None and (self.prompt is not None or self.retrieval is not None):
             raise ValueError("`prompt` and `retrieval` belong to a bundle with `model`; an app brings its own")
+        if self.name in self.fallbacks or len(set(self.fallbacks)) < len(self.fallbacks):
+            raise ValueError("`fallbacks` names other bundles, each once")
         if self.model is not None:
             if self.prompt is None:
                 raise ValueError('`prompt` is missing: name@version, or inline {user: "{question}"}')

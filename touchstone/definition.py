@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.bundle import Bundle, bundle_fingerprint, judge_fingerprint
 from touchstone.index import IndexVersion
 from touchstone.prompts import Prompt
-from touchstone.release_policy import Factor
 from touchstone.retrieval_config import RetrievalConfig
+
+if TYPE_CHECKING:  # apps import definitions by way of `routing`: they need pydantic alone
+    from touchstone.release_policy import Factor
 
 
 class Definition(BaseModel):
