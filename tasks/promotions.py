@@ -7,6 +7,7 @@ second approver) is tried again; otherwise whoever comes second is told so, and 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Decided:
 
 
 def promote(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
-    """The candidate takes all traffic. Raises BadInput while something lacks, LedgerConflict when somebody was first."""
+    """The candidate takes all traffic. Raises BadInput while something lacks, LedgerConflict when one was first."""
     state = read_release(ledger)
     payload = steps.promote(state, clean_name(by), clean_reason(reason), datetime.now(UTC))
     candidate = state.candidate
@@ -98,10 +99,8 @@ def ask(ledger: Ledger, *, again: bool = False) -> ApprovalRequest:
         place = state.candidate.sequence if state.candidate else 0
         approval_id = f"approval-{place}-{secrets.token_hex(3)}"
         payload = steps.ask_approval(state, approval_id, datetime.now(UTC))
-        try:
+        with contextlib.suppress(LedgerConflict):  # somebody asks at the same time: theirs is as good
             append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
-        except LedgerConflict:
-            pass  # somebody asks at the same time: theirs is as good
         state = read_release(ledger)
     raise LedgerConflict(f"{ledger.environment}: the release moved on while its approval was asked for; look again")
 
@@ -140,10 +139,8 @@ def finish(settings: Settings, ledger: Ledger, event: LedgerEvent | None = None)
     if request is None:
         return Decided(event, state, open="there is nothing to approve any more: see `touchstone release history`")
     if not request.is_complete:
-        lacking = request.required - len(request.approved_by)
-        return Decided(
-            event, state, open=f"{lacking} of {request.required} approvals lacking until {request.expires_at}"
-        )
+        given = f"{len(request.approved_by)} of {request.required} approvals"
+        return Decided(event, state, open=f"{given}; the others have until {request.expires_at}")
     reason = "; ".join(approval.reason for approval in request.given)
     try:
         done = promote(settings, ledger, ", ".join(request.approved_by), reason)

@@ -43,5 +43,5 @@ def append_release(
     except SQLAlchemyError as error:
         reason = getattr(error, "orig", None) or error
         raise Unmeasurable(
-            f"{kind} could not be recorded for {ledger.environment}: {reason}; `touchstone release show` tells what stands"
+            f"{kind} could not be recorded for {ledger.environment}: {reason}; see `touchstone release show`"
         ) from None

@@ -22,6 +22,8 @@ from touchstone.release import (
 
 Payload = dict[str, Any]
 
+_AGAIN = "nothing was recorded; `touchstone promote` asks again"
+
 
 def candidate(state: ReleaseState, deployment: Deployment, by: str, reason: str) -> Payload:
     """A gate has passed it: it waits for its canary. It replaces a candidate that no canary serves yet."""
@@ -181,7 +183,7 @@ def promote(state: ReleaseState, by: str, reason: str, now: datetime) -> Payload
                 "`touchstone approve --by NAME --reason WHY`"
             )
         if request.is_expired(now):
-            raise BadInput(f"the approval {request.approval_id} expired at {request.expires_at}; ask again")
+            raise BadInput(f"the approval {request.approval_id} expired at {request.expires_at}: {_AGAIN}")
         if request.fingerprint != waiting.deployment.fingerprint:
             raise BadInput(
                 f"{request.approval_id} approves {request.fingerprint}, not {waiting.deployment.fingerprint}"
@@ -240,7 +242,7 @@ def _open_request(state: ReleaseState, approval_id: str, now: datetime) -> Appro
         other = f"{request.approval_id} is" if request else "none is"
         raise BadInput(f"approval {approval_id} is not open in {state.environment}: {other}")
     if request.is_expired(now):
-        raise BadInput(f"approval {approval_id} expired at {request.expires_at}: it has to be asked for again")
+        raise BadInput(f"approval {approval_id} expired at {request.expires_at}: {_AGAIN}")
     return request
 
 
