@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
-import sqlite3
-import time
 import zlib
 from collections.abc import Collection
+from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event as sa_event
 from sqlalchemy import exc as sa_exc
 
+from tasks.ledger_engine import ledger_engine
+from tasks.ledger_upgrade import upgrade
+from touchstone.erasure import ERASURE_SUBJECT, Erasure, why_kept
 from touchstone.errors import BadInput, LedgerConflict
 from touchstone.ledger import GENESIS, EventKind, LedgerEvent, content_digest, encode_payload
-
-_WAL_ATTEMPTS = 100
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -51,9 +50,12 @@ class Ledger:
 
     def __init__(self, url: str, environment: str) -> None:
         self.environment = environment
-        self._engine = _engine(url)
+        self._engine = ledger_engine(url)
         try:
-            _METADATA.create_all(self._engine)
+            with self._engine.begin() as connection:
+                _one_at_a_time(connection, "tables")
+                upgrade(connection, _EVENTS)
+                _METADATA.create_all(connection)
         except sa_exc.DBAPIError as error:
             raise BadInput(f"ledger {self._engine.url.render_as_string()}: {error.orig}") from None
 
@@ -72,38 +74,68 @@ class Ledger:
         `after` is the sequence of the subject's latest event of this kind (or of the `watched` kinds) as the caller
         knows it (0: none); LedgerConflict when there is a later one by now, so that nobody decides on an old state.
         """
-        salt, digest = secrets.token_hex(16), None if content is None else content_digest(content)
-        payload_digest = content_digest(encode_payload(payload, salt))
         for _ in range(100):
             try:
                 with self._engine.begin() as connection:
-                    # First the number, then the check: what is appended between the two takes this number.
-                    last, previous = self._last(connection)
-                    self._check_latest(connection, watched or (kind,), subject, after)
-                    if digest is not None and content is not None:
-                        _store(connection, digest, content)
-                    event = LedgerEvent(
-                        environment=self.environment,
-                        sequence=last + 1,
-                        at=datetime.now(UTC).isoformat(),
-                        kind=kind,
-                        subject=subject,
-                        payload=payload,
-                        salt=salt,
-                        payload_digest=payload_digest,
-                        content_digest=digest,
-                        previous=previous,
-                    )
-                    row = event.model_dump(mode="json") | {
-                        "payload": json.dumps(payload),
-                        "salt": salt,
-                        "digest": event.digest,
-                    }
-                    connection.execute(_EVENTS.insert().values(row))
-                return event
+                    _one_at_a_time(connection, f"events.{self.environment}")
+                    return self._append(connection, kind, subject, payload, content, after, watched)
             except sa_exc.IntegrityError:
                 continue  # somebody took this sequence number: look again
         raise LedgerConflict(f"{subject}: no free sequence number after 100 attempts")
+
+    def _append(
+        self,
+        connection: sa.Connection,
+        kind: EventKind,
+        subject: str,
+        payload: dict[str, Any],
+        content: bytes | None = None,
+        after: int | None = None,
+        watched: Collection[EventKind] = (),
+    ) -> LedgerEvent:
+        # First the number, then the check: what is appended between the two takes this number.
+        last, previous = self._last(connection)
+        self._check_latest(connection, watched or (kind,), subject, after)
+        salt = secrets.token_hex(16)
+        event = LedgerEvent(
+            environment=self.environment,
+            sequence=last + 1,
+            at=datetime.now(UTC).isoformat(),
+            kind=kind,
+            subject=subject,
+            payload=payload,
+            salt=salt,
+            payload_digest=content_digest(encode_payload(payload, salt)),
+            content_digest=None if content is None else content_digest(content),
+            previous=previous,
+        )
+        if content is not None and event.content_digest is not None:
+            _store(connection, event.content_digest, content)
+        row = {"payload": json.dumps(payload), "salt": salt, "digest": event.digest}
+        connection.execute(_EVENTS.insert().values(event.model_dump(mode="json") | row))
+        return event
+
+    def erase(self, sequence: int, reason: str, by: str) -> LedgerEvent:
+        """Overwrite what event `sequence` is about; the chain keeps its digests, and holds the erasure as an event.
+
+        Its content goes too, unless another event that is not erased names it. Raises BadInput when the event is
+        needed, or erased already.
+        """
+        with self._engine.begin() as connection:
+            _one_at_a_time(connection, f"events.{self.environment}")
+            mine = (_EVENTS.c.environment == self.environment, _EVENTS.c.sequence == sequence)
+            row = connection.execute(sa.select(_EVENTS).where(*mine)).mappings().first()
+            if row is None:
+                raise BadInput(f"{self.environment} has no event {sequence}")
+            event = _event(row)
+            if kept := why_kept(event, is_latest=self._is_latest(connection, event)):
+                raise BadInput(f"event {sequence} ({event.kind}) stays: {kept}")
+            connection.execute(_EVENTS.update().where(*mine).values(payload="{}", salt=None))
+            gone = event.content_digest if _drop_content(connection, event) else None
+            erasure = Erasure(sequence=sequence, content_digest=gone, reason=reason, by=by)
+            record = self._append(connection, EventKind.ENTRY_ERASED, ERASURE_SUBJECT, erasure.model_dump())
+        self._forget_log()
+        return record
 
     def latest(self, kind: EventKind, subject: str) -> LedgerEvent | None:
         events = self.events(kind, subject, newest=1)
@@ -116,13 +148,19 @@ class Ledger:
         *,
         newest: int | None = None,
         since: int = 0,
+        erased: bool = False,
     ) -> list[LedgerEvent]:
-        """Events after the sequence `since`, in order; with `newest` only the last ones, newest first."""
+        """Events after the sequence `since`, in order; with `newest` only the last ones, newest first.
+
+        Erased ones, of which nobody can read anything, only when they are asked for.
+        """
         query = sa.select(_EVENTS).where(_EVENTS.c.environment == self.environment, _EVENTS.c.sequence > since)
         if kind is not None:
             query = query.where(_EVENTS.c.kind == kind.value)
         if subject is not None:
             query = query.where(_EVENTS.c.subject == subject)
+        if not erased:
+            query = query.where(_EVENTS.c.salt.is_not(None))
         order = _EVENTS.c.sequence.desc() if newest else _EVENTS.c.sequence
         with self._reading() as connection:
             rows = connection.execute(query.order_by(order).limit(newest)).mappings().all()
@@ -154,6 +192,20 @@ class Ledger:
         row = connection.execute(query.order_by(_EVENTS.c.sequence.desc()).limit(1)).first()
         return (row.sequence, row.digest) if row else (0, GENESIS)
 
+    def _is_latest(self, connection: sa.Connection, event: LedgerEvent) -> bool:
+        query = sa.select(sa.func.max(_EVENTS.c.sequence)).where(
+            _EVENTS.c.environment == self.environment,
+            _EVENTS.c.kind == event.kind.value,
+            _EVENTS.c.subject == event.subject,
+        )
+        return connection.execute(query).scalar_one() == event.sequence
+
+    def _forget_log(self) -> None:
+        """SQLite's write-ahead log still holds the pages as they were; PostgreSQL's own vacuum sees to its pages."""
+        if self._engine.dialect.name == "sqlite":
+            with closing(self._engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def _check_latest(
         self, connection: sa.Connection, kinds: Collection[EventKind], subject: str, after: int | None
     ) -> None:
@@ -175,50 +227,30 @@ def _event(row: sa.RowMapping) -> LedgerEvent:
 
 
 def _store(connection: sa.Connection, digest: str, content: bytes) -> None:
-    known = connection.execute(sa.select(_CONTENTS.c.digest).where(_CONTENTS.c.digest == digest)).first()
+    # The row lock (PostgreSQL) keeps an erasure in another environment from taking it away meanwhile.
+    query = sa.select(_CONTENTS.c.digest).where(_CONTENTS.c.digest == digest).with_for_update(read=True)
+    known = connection.execute(query).first()
     if known is None:
         connection.execute(_CONTENTS.insert().values(digest=digest, body=zlib.compress(content)))
 
 
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        is_async = parsed.get_dialect().is_async
-        parsed.get_dialect().import_dbapi()
-    except (sa_exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
-        raise BadInput("TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL") from None
-    except ImportError as error:
-        raise BadInput(f"TOUCHSTONE_LEDGER_URL: the driver {error.name} is not installed") from None
-    if is_async:
-        raise BadInput(f"TOUCHSTONE_LEDGER_URL: {parsed.drivername} is asynchronous; name a synchronous driver")
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
-
-    @sa_event.listens_for(engine, "connect")
-    def _configure(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # our BEGIN below, not the driver's deferred one
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @sa_event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        reads = connection.get_execution_options().get("reads", False)
-        # An append takes the writer lock before it reads, or two would read the same; readers wait for nobody.
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
+def _drop_content(connection: sa.Connection, event: LedgerEvent) -> bool:
+    """Whether it is gone now: not while an event that is not erased, of any environment, names it."""
+    if event.content_digest is None:
+        return False
+    mine = _CONTENTS.c.digest == event.content_digest
+    connection.execute(sa.select(_CONTENTS.c.digest).where(mine).with_for_update()).first()
+    named = sa.select(_EVENTS.c.sequence).where(
+        _EVENTS.c.content_digest == event.content_digest, _EVENTS.c.salt.is_not(None)
+    )
+    if connection.execute(named.limit(1)).first() is not None:
+        return False
+    connection.execute(_CONTENTS.delete().where(mine))
+    return True
 
 
-def _use_wal(connection: Any) -> None:
-    """SQLite does not wait for the lock that a change of journal needs: two processes may make the file together."""
-    for attempt in range(1, _WAL_ATTEMPTS + 1):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if attempt == _WAL_ATTEMPTS:
-                raise
-            time.sleep(0.1)
+def _one_at_a_time(connection: sa.Connection, what: str) -> None:
+    """PostgreSQL: who comes second waits for the end of this transaction. SQLite has one writer as it is."""
+    if connection.dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.sha256(f"touchstone.ledger.{what}".encode()).digest()[:8], signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))

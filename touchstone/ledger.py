@@ -41,6 +41,7 @@ class EventKind(StrEnum):
     ATTRIBUTION_DECIDED = "attribution.decided"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
+    ENTRY_ERASED = "entry.erased"  # what makes an erased payload or content something else than a missing one
 
 
 RELEASE_SUBJECT = "release"

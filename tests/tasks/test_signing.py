@@ -92,11 +92,7 @@ def test_a_public_key_is_read_from_digits_from_pem_and_from_the_private_file(tmp
     public = key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "public.pem").write_bytes(public)
     (tmp_path / "digits").write_text(key.public_key + "\n")
-    given = [
-        key.public_key,
-        key.public_key.upper(),
-        *(str(tmp_path / n) for n in ("private.pem", "public.pem", "digits")),
-    ]
+    files = [str(tmp_path / name) for name in ("private.pem", "public.pem", "digits")]
     assert {read_public_key(given) for given in [key.public_key, key.public_key.upper(), *files]} == {key.public_key}
     (tmp_path / "other").write_text("ssh-rsa AAAA")
     with pytest.raises(BadInput, match="holds no Ed25519 public key"):
