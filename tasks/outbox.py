@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tasks import announce_release, notify
+from tasks import announce_release, notify, tracking_release
 from tasks.ledger import Ledger
 from tasks.outbox_cursors import Cursors
 from tasks.projection import Projection
@@ -74,7 +74,7 @@ def standings(settings: Settings, ledger: Ledger, *, now: datetime | None = None
 
 def all_projections(settings: Settings) -> tuple[Projection, ...]:
     """Every target, the quickest first."""
-    return (*notify.projections(settings), announce_release.projection())
+    return (*notify.projections(settings), announce_release.projection(), tracking_release.projection())
 
 
 def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: datetime) -> list[str]:
