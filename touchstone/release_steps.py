@@ -201,13 +201,10 @@ def promote(state: ReleaseState, by: str, reason: str, now: datetime) -> Payload
 def _candidate(state: ReleaseState) -> Candidate:
     if state.candidate is not None:
         return state.candidate
-    champion = state.champion
-    if champion and champion.sequence == state.sequence:  # the last step was its promotion: somebody was first
-        raise BadInput(
-            f"{state.environment} has no candidate any more: {champion.promoted_by} promoted "
-            f"{champion.deployment.name} at {champion.promoted_at} (event {champion.sequence})"
-        )
-    raise BadInput(f"{state.environment} has no candidate; `touchstone gate --bundle B` makes one when it passes")
+    champion, was = state.champion, ""
+    if champion and champion.sequence == state.sequence:  # the last step: who comes second wants to know it
+        was = f" (event {champion.sequence}: {champion.promoted_by} promoted {champion.deployment.name})"
+    raise BadInput(f"{state.environment} has no candidate{was}; `touchstone gate --bundle B` makes one when it passes")
 
 
 def _canary(state: ReleaseState) -> tuple[Candidate, Canary]:
