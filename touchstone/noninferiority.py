@@ -54,7 +54,13 @@ class NonInferiority:
 
 
 def decide(
-    new: ArrayLike, old: ArrayLike, margin: float, alpha: float = 0.05, minimum_cases: int = 20
+    new: ArrayLike,
+    old: ArrayLike,
+    margin: float,
+    alpha: float = 0.05,
+    minimum_cases: int = 20,
+    *,
+    alpha_inferior: float | None = None,
 ) -> NonInferiority:
     """Compare scores in [0, 1], both of shape [cases] in the same order.
 
@@ -67,29 +73,33 @@ def decide(
 
     Several metrics: ask for not_inferior on every one. No alpha is split, because a release that is worse on any
     metric passes only if that metric's own decision errs (intersection-union test: Berger 1982). Calling it inferior
-    when any metric is errs more often, but such a release did not pass before either.
+    when any metric is errs more often, but such a release did not pass before either; whoever must not err there
+    gives each of K metrics `alpha_inferior` = alpha / K (None: alpha).
     Raises ValueError for scores outside [0, 1], shapes that differ, or a margin or alpha outside (0, 1).
     """
     if not (0 < margin < 1 and 0 < alpha < 1):
         raise ValueError(f"margin {margin} and alpha {alpha} must lie between 0 and 1")
+    harm = alpha if alpha_inferior is None else alpha_inferior
+    if not 0 < harm < 1:
+        raise ValueError(f"alpha_inferior {harm} must lie between 0 and 1")
     x, y = _scores(new, "new"), _scores(old, "old")
     if x.shape != y.shape:
         raise ValueError(f"{x.size} new and {y.size} old scores: they must be of the same cases")
     differences, within = x - y, _denies(x - y, -margin, alpha)
     bound = (max if within else min)(lower_bound(differences, alpha), -margin)
     if x.size < minimum_cases:
-        needed = max(minimum_cases, _needed(differences, margin, alpha) or 0)
+        needed = max(minimum_cases, _needed(differences, margin, alpha, harm) or 0)
         verdict, reason = "unmeasurable", f"{_cases(x.size)} cannot tell: at least {needed} are needed"
         return _result(x, y, bound, verdict, reason, needed)
     means = f"{x.mean():.3f} against {y.mean():.3f} over {_cases(x.size)}"
-    confidence = f"{1 - alpha:.0%} confidence"
+    confidence = f"{_percent(1 - alpha)} confidence"
     if within:
         reason = f"{means}: at worst {bound:+.3f} with {confidence}, within the margin of {margin:g}"
         return _result(x, y, bound, "not_inferior", reason, None)
-    if differences.mean() <= -margin and _denies(-differences, 0.0, alpha):
-        reason = f"{means}: lower with {confidence}, by {-differences.mean():.3f} where the margin is {margin:g}"
+    if differences.mean() <= -margin and certainly_lower(differences, harm):
+        reason = f"{means}: lower with {_percent(1 - harm)} confidence, by {-differences.mean():.3f} where the margin is {margin:g}"
         return _result(x, y, bound, "inferior", reason, None)
-    needed = _needed(differences, margin, alpha)
+    needed = _needed(differences, margin, alpha, harm)
     reason = f"{means}: {bound:+.3f} cannot be ruled out with {confidence}, the margin is {margin:g}"
     return _result(x, y, bound, "undecided", f"{reason}; {_way_out(needed, x.size, bound)}", needed)
 
@@ -106,6 +116,11 @@ def lower_bound(differences: ArrayLike, alpha: float = 0.05) -> float:
         held = np.flatnonzero(e_values(d, means, alpha) < 1 / alpha)  # never empty: nobody gains against a mean of 1
         low, high = (low if held[0] == 0 else float(means[held[0] - 1])), float(means[held[0]])
     return low
+
+
+def certainly_lower(differences: ArrayLike, alpha: float = 0.05) -> bool:
+    """Whether "the mean difference is 0 or more" is denied: comes out with probability at most alpha if it is true."""
+    return _denies(-np.asarray(differences, float), 0.0, alpha)
 
 
 def e_values(differences: ArrayLike, means: ArrayLike, alpha: float = 0.05) -> Floats:
@@ -169,13 +184,13 @@ def _denies(differences: Floats, mean: float, alpha: float) -> bool:
     return bool(e_values(differences, [mean], alpha)[0] >= 1 / alpha)
 
 
-def _needed(differences: Floats, margin: float, alpha: float) -> int | None:
+def _needed(differences: Floats, margin: float, alpha: float, harm: float) -> int | None:
     """Cases at which the same differences, over and over, would decide, to 1 %; none known: as if all were 0."""
     pattern = differences if differences.size else np.zeros(1)
-    sign, mean = (1, -margin) if pattern.mean() > -margin else (-1, 0.0)
+    sign, mean, level = (1, -margin, alpha) if pattern.mean() > -margin else (-1, 0.0, harm)
 
     def decides(n: int) -> bool:
-        return _denies(np.resize(sign * pattern, n), mean, alpha)
+        return _denies(np.resize(sign * pattern, n), mean, level)
 
     high = max(differences.size, 1)
     while not decides(high):
@@ -187,6 +202,11 @@ def _needed(differences: Floats, margin: float, alpha: float) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if decides(middle) else (middle, high)
     return high
+
+
+def _percent(share: float) -> str:
+    """95 %, 98.3 %: as many places as it needs to be no other level."""
+    return f"{100 * share:.4g}%"
 
 
 def _way_out(needed: int | None, n: int, bound: float) -> str:
