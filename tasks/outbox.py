@@ -82,10 +82,12 @@ def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: da
     warnings: list[str] = []
     try:
         cursors = Cursors(ledger)
-        while ledger.events(since=_cursor(cursors, ledger, projection, now)):
+        more = True
+        while more:  # what came meanwhile was left to us by those who found it claimed
             with cursors.claimed(projection.name) as is_mine:
                 if not is_mine or not _send(settings, ledger, projection, cursors, now, warnings):
                     break
+            more = bool(ledger.events(since=_cursor(cursors, ledger, projection, now), newest=1))
     except Exception as error:
         warnings.append(_warning(projection.name, error))
     return warnings
@@ -103,7 +105,7 @@ def _send(
     wanted = _wanted(projection, events, now)
     late = sum(event.kind in projection.kinds for event in events) - len(wanted)
     if late:
-        warnings.append(f"{projection.name}: {late} events passed over: too old, or erased")
+        warnings.append(f"{projection.name}: {late} events of before {now - TOO_LATE:%m-%d %H:%M} UTC passed over")
     end = time.monotonic() + BUDGET_S
     for sequence in projection.send(settings, ledger, wanted) if wanted else ():
         cursors.move(projection.name, sequence)
@@ -116,10 +118,9 @@ def _send(
 
 
 def _wanted(projection: Projection, events: Sequence[LedgerEvent], now: datetime) -> list[LedgerEvent]:
-    """Of news, what is neither too late nor erased."""
+    """What concerns it; of news, what does not come too late."""
     oldest = (now - TOO_LATE).isoformat() if projection.is_news else ""
-    wanted = [event for event in events if event.kind in projection.kinds and event.at >= oldest]
-    return [event for event in wanted if not (projection.is_news and event.is_erased)]
+    return [event for event in events if event.kind in projection.kinds and event.at >= oldest]
 
 
 def _cursor(cursors: Cursors, ledger: Ledger, projection: Projection, now: datetime) -> int:

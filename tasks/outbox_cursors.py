@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
 
 from tasks.ledger import Ledger
 
@@ -26,7 +27,10 @@ class Cursors:
 
     def __init__(self, ledger: Ledger) -> None:
         self._engine, self._environment = ledger.engine, ledger.environment
-        _METADATA.create_all(self._engine)
+        try:
+            _METADATA.create_all(self._engine)
+        except sa_exc.DBAPIError:  # PostgreSQL, when two make the table together; what else is wrong is wrong again
+            _METADATA.create_all(self._engine)
 
     def read(self, projection: str) -> int | None:
         """The last sequence that was delivered; None before its first delivery."""
