@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from cli import demo, drift, emulator, evals, freshness, gateway, health, index, publish, reindex
+from cli import attribute, demo, drift, emulator, evals, freshness, gateway, health, index, publish, reindex
 from tasks.environment import apply_defaults
 from touchstone.errors import TouchstoneError, Unmeasurable
 
@@ -29,6 +29,7 @@ app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
 app.add_typer(gateway.app, name="gateway")
 app.command("reindex")(reindex.reindex)
+app.command("attribute")(attribute.attribute)
 app.command("publish")(publish.publish)
 app.command("doctor")(health.doctor)
 app.command("demo")(demo.demo)

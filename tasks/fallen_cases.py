@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
@@ -167,7 +167,8 @@ def run_before(settings: Settings, after_key: str, change_point: str | None = No
             earlier.append(folder.name)
     if not earlier:
         raise BadInput(
-            f"no good run of {after.bundle_name} on {after.dataset_name} comes before {after_key}; name one with --before"
+            f"no good run of {after.bundle_name} on {after.dataset_name} comes before {after_key}; "
+            "name one with --before"
         )
     return earlier[-1]
 
@@ -279,11 +280,3 @@ def _drop(before: PastRun, after: PastRun, case: GoldenCase, scorer: Scorer, met
 
 def _hash(case_id: str) -> str:
     return hashlib.sha256(case_id.encode()).hexdigest()
-
-
-def scores_by_case(results: Sequence[CaseResult], metric: str) -> dict[tuple[str, int], float | None]:
-    """The score of each (case, trial); None where it failed."""
-    return {
-        (result.case_id, result.trial): score.value if (score := result.scores.get(metric)) is not None else None
-        for result in results
-    }
