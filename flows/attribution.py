@@ -81,9 +81,10 @@ def choose_runs(
     settings: Settings, before: str | None, after: str | None, event: dict[str, Any] | None = None
 ) -> tuple[str, str]:
     """(run before, run after), with what an event or the ledger says where the user says nothing."""
-    told = event or {}
-    if event is not None and after is None and not isinstance(told.get("run_key"), str):
-        raise BadInput("event: run_key is missing; give the whole payload of touchstone.drift.detected")
-    after = after or told.get("run_key") or latest_run(settings)
-    change_point = told.get("change_point")
-    return before or run_before(settings, after, change_point if isinstance(change_point, str) else None), after
+    told, change_point = None, None
+    if event is not None:
+        told, change_point = event.get("run_key"), event.get("change_point")
+        if not isinstance(told, str) or not isinstance(change_point, str | None):
+            raise BadInput("event: no run_key in it; give the whole payload of touchstone.drift.detected")
+    after = after or told or latest_run(settings)
+    return before or run_before(settings, after, change_point), after

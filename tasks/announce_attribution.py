@@ -74,7 +74,7 @@ def rows(report: AttributionReport) -> list[tuple[str, ...]]:
         f"{decision.control_failing} of {decision.control_cases} still fail" if decision.control_cases else "not run"
     )
     alone = {finding.swaps[0]: finding for finding in decision.findings if len(finding.swaps) == 1}
-    found = [("nothing swapped", "", "", str(decision.control_cases), "", "", control)]
+    found: list[tuple[str, ...]] = [("nothing swapped", "", "", str(decision.control_cases), "", "", control)]
     for state in report.factors:
         found.append((NAMES[state.factor], state.before, state.after, *_cells(report, state, alone.get(state.factor))))
     for finding in decision.findings:
