@@ -97,7 +97,8 @@ def decide(
         reason = f"{means}: at worst {bound:+.3f} with {confidence}, within the margin of {margin:g}"
         return _result(x, y, bound, "not_inferior", reason, None)
     if differences.mean() <= -margin and certainly_lower(differences, harm):
-        reason = f"{means}: lower with {_percent(1 - harm)} confidence, by {-differences.mean():.3f} where the margin is {margin:g}"
+        lost = f"by {-differences.mean():.3f} where the margin is {margin:g}"
+        reason = f"{means}: lower with {_percent(1 - harm)} confidence, {lost}"
         return _result(x, y, bound, "inferior", reason, None)
     needed = _needed(differences, margin, alpha, harm)
     reason = f"{means}: {bound:+.3f} cannot be ruled out with {confidence}, the margin is {margin:g}"
