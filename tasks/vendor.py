@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tasks.vendor_chat import Messages, chat_request, most_chat_cost, read_chat
 from tasks.vendor_endpoint import api_key
@@ -40,6 +40,13 @@ class CircuitBreaker:
     _failed_in_a_row: int = 0
     _failed_at: float = 0.0
     _next_probe_at: float = 0.0
+
+    @property
+    def state(self) -> Literal["closed", "open", "probing"]:
+        """`probing`: open for so long that the next call is let through, to see."""
+        if self._failed_in_a_row < self.threshold:
+            return "closed"
+        return "open" if time.monotonic() < self._next_probe_at else "probing"
 
     def check(self, vendor: str) -> None:
         """Raise VendorUnavailable while the circuit is open."""
@@ -71,6 +78,7 @@ class Vendor:
     deadline_s: float = 60.0
     attempts: int = 4
     budget: Budget = field(default_factory=Budget)
+    new_breaker: Callable[[], CircuitBreaker] = CircuitBreaker
     _limit: asyncio.Semaphore = field(init=False, repr=False)
     _settled: asyncio.Condition = field(init=False, repr=False)
     _breakers: dict[str, CircuitBreaker] = field(default_factory=dict, repr=False)
@@ -118,6 +126,10 @@ class Vendor:
             lambda response, told: read_vectors(response, endpoint, len(texts), about.model_copy(update=told)),
         )
 
+    def breaker(self, endpoint: Endpoint) -> CircuitBreaker:
+        """One per model and address."""
+        return self._breakers.setdefault(vendor_name(endpoint), self.new_breaker())
+
     async def _attempt(
         self,
         endpoint: Endpoint,
@@ -126,8 +138,7 @@ class Vendor:
         read: Callable[[Any, Mapping[str, Any]], tuple[Read, Call]],
     ) -> tuple[Read, Call]:
         """What `read` makes of an answer and of {latency_ms, attempts}, after as many attempts as it takes."""
-        vendor = f"{endpoint.model} at {endpoint.api_base}" if endpoint.api_base else endpoint.model
-        breaker = self._breakers.setdefault(vendor, CircuitBreaker())
+        vendor, breaker = vendor_name(endpoint), self.breaker(endpoint)
         for attempt in range(1, self.attempts + 1):
             async with self._limit:
                 breaker.check(vendor)
@@ -170,6 +181,11 @@ class Vendor:
             self.budget.settle(worst, actual)
             async with self._settled:
                 self._settled.notify_all()
+
+
+def vendor_name(endpoint: Endpoint) -> str:
+    """What a breaker, and a count, is kept for."""
+    return f"{endpoint.model} at {endpoint.api_base}" if endpoint.api_base else endpoint.model
 
 
 def check_call(text: str | None, call: Call, endpoint: Endpoint, parameters: GenerationParameters) -> str:
