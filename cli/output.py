@@ -19,7 +19,14 @@ from touchstone.comparison import MetricChange
 from touchstone.policy import Policy
 from touchstone.report import EvalReport
 
-STYLES = {"calibration": "dim", "stable": "green", "flagged": "yellow", "drifted": "red", "unmeasurable": "magenta"}
+STYLES = {
+    "calibration": "dim",
+    "measured": "dim",
+    "stable": "green",
+    "flagged": "yellow",
+    "drifted": "red",
+    "unmeasurable": "magenta",
+}
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -62,6 +62,7 @@ class EvalManifest(BaseModel):
     environment: str
     request: EvalRequest
     purpose: str = "eval"
+    gate_key: str = Field(default="", description="Of the gate that this run is one side of")
     bundle_name: str
     bundle_fingerprint: str
     judge_fingerprint: str
@@ -136,13 +137,15 @@ class EvalPlan:
 def plan_eval(settings: Settings, request: EvalRequest, *, purpose: str = "eval") -> EvalPlan:
     """A new run. Raises BadInput on whatever would make it fail or mislead later."""
     plan = _read(settings, request, purpose)
-    _check_vendors(plan)
+    check_vendors(plan)
     return plan
 
 
 def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_cost_usd: float | None) -> EvalPlan:
     """The rest of a run. Raises BadInput when its bundle, golden set or judge changed since."""
     stored = read_manifest(existing_spool(settings.state, run_key))
+    if stored.gate_key:
+        raise BadInput(f"run {run_key} is one side of a gate: `touchstone gate --resume {stored.gate_key}`")
     fresh = _read(settings, stored.request, stored.purpose)
     for field in ("bundle_fingerprint", "judge_fingerprint", "dataset_digest", "scorers_digest", "index_version"):
         was, now = getattr(stored, field), getattr(fresh.manifest, field)
@@ -155,7 +158,7 @@ def resume_eval(settings: Settings, run_key: str, *, retry_failures: bool, max_c
         request = stored.request.model_copy(update={"max_cost_usd": max_cost_usd})
         stored = stored.model_copy(update={"request": request})
     plan = replace(fresh, manifest=stored, retry_failures=retry_failures)
-    _check_vendors(plan)
+    check_vendors(plan)
     return plan
 
 
@@ -198,7 +201,7 @@ def plan_definition(
 ) -> EvalPlan:
     """A new run of a bundle as it was, whatever its files say by now. Raises BadInput as `plan_eval` does."""
     plan = _plan(settings, request, purpose, golden, definition)
-    _check_vendors(plan)
+    check_vendors(plan)
     return plan
 
 
@@ -262,7 +265,8 @@ def _git_commit(root: Path) -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def _check_vendors(plan: EvalPlan) -> None:
+def check_vendors(plan: EvalPlan) -> None:
+    """Raise BadInput for a model that cannot be called, or whose price a spend cap would need and nobody knows."""
     for endpoint in plan.endpoints:
         check_endpoint(endpoint)
         check_cap(endpoint, plan.cap_usd, "add `price: {input_per_million, output_per_million}` to the bundle")

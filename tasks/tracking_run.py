@@ -62,6 +62,8 @@ def tags_of(manifest: EvalManifest, report: EvalReport) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
     }
+    if manifest.gate_key:
+        tags |= {"gate": manifest.gate_key}
     commit = getattr(manifest, "git_commit", "")
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 

@@ -53,7 +53,7 @@ def _first_of_each_case(moved: Sequence[tuple[bool, float, CaseChange]]) -> list
 
 def described(changes: Sequence[CaseChange], candidate: Results, champion: Results | None) -> tuple[CaseChange, ...]:
     """With question and answers of the trial that shows the change best."""
-    described = []
+    found = []
     for change in changes[:_MOST_CHANGES]:
         worst = min if change.candidate < change.champion else max
         best = max if change.candidate < change.champion else min
@@ -63,8 +63,8 @@ def described(changes: Sequence[CaseChange], candidate: Results, champion: Resul
             "candidate_answer": new.answer.text if new and new.answer else "",
             "champion_answer": old.answer.text if old and old.answer else "",
         }
-        described.append(change.model_copy(update={name: shortened(text) for name, text in texts.items()}))
-    return tuple(described)
+        found.append(change.model_copy(update={name: _shortened(text) for name, text in texts.items()}))
+    return tuple(found)
 
 
 def _trial(results: Results, change: CaseChange, choose: Callable[..., CaseResult]) -> CaseResult | None:
@@ -76,7 +76,7 @@ def _trial(results: Results, change: CaseChange, choose: Callable[..., CaseResul
     return choose(scored, key=lambda pair: pair[0])[1] if scored else None  # pyright: ignore[reportIndexIssue]
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     """Scrubbed of personal data, and short enough to be shown."""
     clean = scrub(" ".join(text.split()))
     return clean if len(clean) <= _MOST_TEXT else f"{clean[: _MOST_TEXT - 1]}…"

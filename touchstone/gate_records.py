@@ -126,3 +126,35 @@ class GateDecision(_Record):
     def settled(self) -> tuple[Comparison, ...]:
         """What later trials do not open again."""
         return tuple(row for row in self.comparisons if row.verdict in {"not_inferior", "inferior"})
+
+
+class GateReport(_Record):
+    """decision.json, what `gate --json` prints, and the content of the ledger's event: a decision and whose it is."""
+
+    gate_key: str
+    environment: str
+    created_at: str
+    bundle: str
+    fingerprint: str
+    against_bundle: str | None = Field(description="The champion's; None for a first release")
+    against: str | None = Field(description="The champion's fingerprint")
+    role: Literal["candidate", "fallback"]
+    by: str
+    dataset: str
+    dataset_digest: str
+    run_keys: tuple[str, ...] = Field(description="The candidate's eval, then the champion's")
+    decision: GateDecision
+    ended_early: str = Field(default="", description="Why the first pass was not finished")
+    cost_usd: float | None = Field(default=None, description="Of both runs; None: some price is unknown")
+    wall_s: float = 0.0
+    recorded: int | None = Field(default=None, description="Sequence of the ledger's event; None: not recorded")
+    is_candidate: bool = Field(default=False, description="It waits for its canary now")
+    mlflow_url: str | None = None
+    mlflow_compare_url: str | None = None
+
+    @property
+    def headline(self) -> str:
+        """`PASS: support-cited against support (prompt)`."""
+        against = f"against {self.against_bundle}" if self.against_bundle else "as the first release"
+        changed = f" ({', '.join(self.decision.changed)})" if self.decision.changed else ""
+        return f"{self.decision.verdict.upper()}: {self.bundle} {against}{changed}"

@@ -7,11 +7,14 @@ How the chance of an error is divided: `touchstone.gate_comparisons`. In plain w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from touchstone import gate_checks
-from touchstone.cases import GoldenCase
+from touchstone.cases import GoldenCase, dataset_digest
 from touchstone.errors import BadInput
 from touchstone.gate_changes import case_changes, described
 from touchstone.gate_comparisons import (
@@ -41,12 +44,14 @@ from touchstone.results import CaseResult
 __all__ = [
     "CaseChange",
     "Comparison",
+    "EarlyEnd",
     "GateDecision",
     "GateVerdict",
     "HardCheck",
     "Sample",
     "Spend",
     "Stage",
+    "case_order",
     "cases_to_repeat",
     "decide_gate",
     "early_end",
@@ -78,8 +83,8 @@ def decide_gate(
     """The decision after `stage`; without a champion it is a first release: floors and hard checks only.
 
     `required_score` is the prompt's `eval_score_required`, a floor of the policy's first metric. `settled` are the
-    comparisons of earlier stages that stay as they were, `harmed` what an early end of the first pass found. Raises BadInput for a policy that asks for what no score can
-    show, or compares nothing.
+    comparisons of earlier stages that stay as they were, `harmed` what an early end of the first pass found. Raises
+    BadInput for a policy that asks for what no score can show, or compares nothing.
     """
     stage = stage or Stage()
     gates = _gates(policy, changed, champion)
@@ -143,6 +148,21 @@ def cases_to_repeat(
             return []  # this one stays undecided, whatever the others do
         segments.add(row.segment)
     return [case for case in cases if WHOLE in segments or case.segment in segments]
+
+
+def case_order(cases: Sequence[GoldenCase]) -> list[GoldenCase]:
+    """The order in which cases are run: drawn before any answer, and with each segment's share in every stretch."""
+    rng = np.random.default_rng(int(dataset_digest(cases)[:16], 16))
+    by_segment: dict[str, list[GoldenCase]] = defaultdict(list)
+    for case in sorted(cases, key=lambda case: case.id):
+        by_segment[case.segment].append(case)
+    placed = []
+    for segment in sorted(by_segment):
+        found = by_segment[segment]
+        offset = rng.random()  # or the first of every small segment would come at the same place
+        shuffled = [found[place] for place in rng.permutation(len(found))]
+        placed += [((rank + offset) / len(found), segment, case) for rank, case in enumerate(shuffled)]
+    return [case for _, _, case in sorted(placed, key=lambda item: item[:2])]
 
 
 def early_end(

@@ -40,7 +40,7 @@ class EvalReport(_Record):
     """report.json, and what `eval run --json` prints."""
 
     run_key: str
-    verdict: str = Field(default="calibration", description="`calibration`: measured, not judged")
+    verdict: str = Field(default="calibration", description="`calibration`, or `measured` for a gate: not judged")
     direction: str | None = None
     reason: str = ""
     provisional: bool = False
