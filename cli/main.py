@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from cli import attribute, demo, drift, emulator, evals, freshness, gateway, health, index, publish, reindex
+from cli import attribute, audit, demo, drift, emulator, evals, freshness, gateway, health, index, publish, reindex
 from tasks.environment import apply_defaults
 from touchstone.errors import TouchstoneError, Unmeasurable
 
@@ -27,6 +27,7 @@ app.add_typer(drift.app, name="drift")
 app.add_typer(emulator.app, name="emulator")
 app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
+app.add_typer(audit.app, name="audit")
 app.add_typer(gateway.app, name="gateway")
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)

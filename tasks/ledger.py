@@ -173,7 +173,10 @@ class Ledger:
             body = connection.execute(query).scalar_one_or_none()
         if body is None:
             raise BadInput(f"ledger event {event.sequence} ({event.kind}): its content was erased")
-        return zlib.decompress(body)
+        try:
+            return zlib.decompress(body)
+        except zlib.error:
+            raise BadInput(f"ledger event {event.sequence} ({event.kind}): its content was changed") from None
 
     @property
     def engine(self) -> sa.Engine:

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(default="", description="Empty: MLFLOW_TRACKING_URI, else SQLite in `home`")
     mlflow_ui_url: str = Field(default="", description="Where people open MLflow, for links; empty: the tracking URI")
     prefect_ui_url: str = Field(default="", description="Where people open Prefect, for links")
+    anchor_file: str = Field(default="", description="Where signed checkpoints are written; empty: in `home`")
     lance_uri: str = Field(default="", description="Folder or object-store URI of the indexes; empty: in `home`")
     concurrency: int = Field(default=32, ge=1, le=1024, description="Vendor calls in flight at once, per process")
     deadline_s: float = Field(default=60.0, gt=0, description="Per vendor call, all of it, each attempt")
