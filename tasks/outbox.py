@@ -61,12 +61,14 @@ def deliver_all(settings: Settings, ledger: Ledger, *, rebuild: bool = False) ->
     return deliver(settings, ledger)
 
 
-def standings(settings: Settings, ledger: Ledger, *, now: datetime | None = None) -> list[Standing]:
-    """How far each projection is behind. Raises what the ledger's database raises."""
+def standings(
+    settings: Settings, ledger: Ledger, *, rebuild: bool = False, now: datetime | None = None
+) -> list[Standing]:
+    """How far each projection is behind, or would be at a rebuild. Raises what the ledger's database raises."""
     now, cursors = now or datetime.now(UTC), Cursors(ledger)
     found = []
     for projection in all_projections(settings):
-        cursor = _cursor(cursors, ledger, projection, now)
+        cursor = 0 if rebuild and not projection.is_news else _cursor(cursors, ledger, projection, now)
         waiting = _wanted(projection, ledger.events(since=cursor), now)
         found.append(Standing(projection.name, cursor, len(waiting), projection.off))
     return found
