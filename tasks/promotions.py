@@ -7,7 +7,6 @@ second approver) is tried again; otherwise whoever comes second is told so, and 
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,17 +90,18 @@ def stop(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
 
 def ask(ledger: Ledger, *, again: bool = False) -> ApprovalRequest:
     """The open question for a human; asked now when there is none. `again`: also when it has expired."""
-    state = read_release(ledger)
     for _ in range(_ATTEMPTS):
+        state = read_release(ledger)
         request = _request(state)
         if request is not None and not (again and request.is_expired(datetime.now(UTC))):
             return request
         place = state.candidate.sequence if state.candidate else 0
-        approval_id = f"approval-{place}-{secrets.token_hex(3)}"
-        payload = steps.ask_approval(state, approval_id, datetime.now(UTC))
-        with contextlib.suppress(LedgerConflict):  # somebody asks at the same time: theirs is as good
-            append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
-        state = read_release(ledger)
+        payload = steps.ask_approval(state, f"approval-{place}-{secrets.token_hex(3)}", datetime.now(UTC))
+        try:
+            event = append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
+        except LedgerConflict:
+            continue  # somebody asks at the same time: theirs is as good
+        return ApprovalRequest(asked_at=event.at, **payload)
     raise LedgerConflict(f"{ledger.environment}: the release moved on while its approval was asked for; look again")
 
 
