@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from tasks.ledger import Ledger
+    from touchstone.settings import Settings
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -140,8 +144,9 @@ def _stores() -> Iterator[Check]:
         settings = load_settings()
         ledger = Ledger(settings.ledger, settings.environment)
         events = len(ledger.events())
-        ledger.close()
         yield Check("ledger", "ok", f"{_without_password(settings.ledger)}: {events} events")
+        yield from _outbox(settings, ledger)
+        ledger.close()
     except TouchstoneError as error:
         yield Check("ledger", "fail", str(error), "start the database, or correct TOUCHSTONE_LEDGER_URL")
         return
@@ -152,6 +157,18 @@ def _stores() -> Iterator[Check]:
         yield _address("prefect server", api, "start it, or unset PREFECT_API_URL to run without a server")
     else:
         yield Check("prefect server", "ok", "no PREFECT_API_URL: `eval run` works without a Prefect server")
+
+
+def _outbox(settings: Settings, ledger: Ledger) -> Iterator[Check]:
+    """How far others are behind the ledger."""
+    from tasks.outbox import standings
+
+    for one in standings(settings, ledger):
+        found = f"{one.waiting} events wait" if one.waiting else "nothing waits"
+        late = one.waiting and not one.off
+        note = f" ({one.off})" if one.off else ""
+        fix = "`touchstone publish` delivers them, or says why not" if late else ""
+        yield Check(f"outbox {one.projection}", "warn" if late else "ok", f"{found}{note}", fix)
 
 
 def _address(name: str, uri: str, fix: str) -> Check:
