@@ -10,7 +10,21 @@ from typing import NoReturn
 
 import typer
 
-from cli import attribute, audit, demo, drift, emulator, evals, freshness, gateway, health, index, publish, reindex
+from cli import (
+    attribute,
+    audit,
+    demo,
+    drift,
+    emulator,
+    evals,
+    freshness,
+    gate,
+    gateway,
+    health,
+    index,
+    publish,
+    reindex,
+)
 from tasks.environment import apply_defaults
 from touchstone.errors import TouchstoneError, Unmeasurable
 
@@ -29,6 +43,7 @@ app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gateway.app, name="gateway")
+app.command("gate")(gate.gate)
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)
 app.command("publish")(publish.publish)

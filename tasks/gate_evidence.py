@@ -78,6 +78,12 @@ def _check_alike(plan: GatePlan, manifests: Sequence[EvalManifest]) -> None:
             )
         if manifest.scorers_digest != golden.policy.scorers_digest:
             raise BadInput(f"run {manifest.run_key} was scored by other scorers than {golden.policy_path} lists now")
+    searched = {manifest.index_version for manifest in manifests[: 1 if "retrieval" in plan.record.changed else None]}
+    if searched != {plan.record.deployed.index_version}:
+        raise BadInput(
+            f"stale evidence: the runs searched {', '.join(sorted(searched))}, readers of the candidate are served "
+            f"{plan.record.deployed.index_version} now"
+        )
     if len({manifest.judge_fingerprint for manifest in manifests}) > 1:
         raise BadInput("the runs were scored by different judges: another judge, other scores")
 

@@ -48,7 +48,7 @@ class GateRequest(BaseModel):
 
 
 class GateRecord(BaseModel):
-    """gate.json: what a gate is of, as it was when it began. It is resumed from this, not from files that may differ."""
+    """gate.json: what a gate is of, as it was when it began. It is resumed from this, whatever the files say now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

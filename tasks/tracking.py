@@ -108,7 +108,7 @@ def publish_run(settings: Settings, spool: Spool, *, traces: bool = True, chart:
         begun = time.monotonic()
         cases = run.cases
         picture = chart
-        if picture is None and run.manifest.purpose != "calibration":
+        if picture is None and run.manifest.purpose == "eval":  # others are no points of a drift chart
             picture = chart_png(settings.state, run.manifest, run.report)
         experiment_id = _experiment(client, settings, run.manifest.dataset_name)
         stored = _stored_run(client, experiment_id, run.spool.run_key) or _create_run(client, experiment_id, run)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from touchstone import gate_checks
+from touchstone.canary import CanaryGate
 from touchstone.cases import GoldenCase, dataset_digest
 from touchstone.errors import BadInput
 from touchstone.gate_changes import case_changes, described
@@ -42,6 +43,7 @@ from touchstone.report import case_scores
 from touchstone.results import CaseResult
 
 __all__ = [
+    "CanaryGate",
     "CaseChange",
     "Comparison",
     "EarlyEnd",
