@@ -6,25 +6,20 @@ is sent: what is there already is left alone, what is stale or torn is deleted, 
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from touchstone.results import Call, CaseResult, Failure, RetrievedChunk
+from tasks.tracking_spans import SpanTree, call_attributes, document_output, send_traces
+from touchstone.results import Call, CaseResult, Failure
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Feedback, Span, TraceInfo
-    from opentelemetry.sdk.trace import Event
 
 _BATCH = 100  # traces per request; MLflow deletes at most 100 at once
-_HTTP_THREADS = 4
 _SPANS_STORED = "mlflow.trace.spansLocation"  # set with the spans: a trace without it is torn
 
 
@@ -87,7 +82,7 @@ def sync_traces(client: MlflowClient, wanted: CaseTraces) -> int:
     store = TracingClient(client.tracking_uri).store
     for batch in _batches(missing):
         built = [build_trace(wanted, known) for known in batch]
-        _send(store, wanted.experiment_id, [info for info, _ in built], [span for _, spans in built for span in spans])
+        send_traces(store, wanted.experiment_id, built)
     if not missing and not stale:
         return len(whole)
     return sum(_stored(client, wanted).values())
@@ -141,14 +136,11 @@ def _feedback(wanted: CaseTraces, known: str, result: CaseResult, at_ms: int) ->
             yield one(name, score.value, score.failure, score.explanation, name)
 
 
-class _Spans:
+class _Spans(SpanTree):
     """The spans of one case. Calls carry durations only: retrieval, generation, then all judges at once."""
 
     def __init__(self, known: str, result: CaseResult) -> None:
-        self._known = known
-        self.start_ns = int(result.started_at * 1e9)
-        self.end_ns = self.start_ns
-        self.built: list[Span] = []
+        super().__init__(known, int(result.started_at * 1e9))
         at = self._retrieve(result, self.start_ns)
         for call in (call for call in result.calls if call.role == "generation"):
             at = self._call(call, result, at)
@@ -161,17 +153,17 @@ class _Spans:
         if result.trial:
             inputs["trial"] = result.trial
         outputs = result.answer.text if result.answer else None
-        self._add("case", "CHAIN", inputs, outputs, self.start_ns, self.end_ns, {}, result.failure, is_root=True)
+        self.add("case", "CHAIN", inputs, outputs, self.start_ns, self.end_ns, {}, result.failure, is_root=True)
 
     def _retrieve(self, result: CaseResult, at: int) -> int:
         retrieval = result.answer.retrieval if result.answer else None
         if retrieval is None:
             return at
         attributes = {"index_version": retrieval.index_version, "embedding_model": retrieval.embedding_model}
-        documents = [_document(chunk) for chunk in retrieval.chunks]
+        documents = [document_output(chunk) for chunk in retrieval.chunks]
         end = at + int(retrieval.latency_ms * 1e6)
         inputs = {"query": retrieval.query, "search": retrieval.search}
-        return self._add("retrieve", "RETRIEVER", inputs, documents, at, end, attributes, None)
+        return self.add("retrieve", "RETRIEVER", inputs, documents, at, end, attributes, None)
 
     def _call(self, call: Call, result: CaseResult, at: int) -> int:
         is_answer = call.role == "generation"
@@ -181,115 +173,7 @@ class _Spans:
         kind = "EMBEDDING" if call.role == "embedding" else "CHAT_MODEL"
         failure = result.failure if is_answer else None
         end = at + int(call.latency_ms * 1e6)
-        return self._add(name, kind, inputs, outputs, at, end, _call_attributes(call), failure)
-
-    def _add(
-        self,
-        name: str,
-        kind: str,
-        inputs: Any,
-        outputs: Any,
-        start: int,
-        end: int,
-        attributes: Mapping[str, Any],
-        failure: Failure | None,
-        *,
-        is_root: bool = False,
-    ) -> int:
-        from mlflow.entities import Span
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import Status, StatusCode
-
-        own = {"mlflow.traceRequestId": self._known, "mlflow.spanType": kind, "mlflow.spanInputs": inputs}
-        own |= {"mlflow.spanOutputs": outputs, **attributes}
-        span = ReadableSpan(
-            name=name,
-            context=self._context(0 if is_root else len(self.built) + 1),
-            parent=None if is_root else self._context(0),
-            resource=Resource.get_empty(),
-            attributes={key: json.dumps(value, ensure_ascii=False) for key, value in own.items()},
-            events=[_exception(failure, end)] if failure else [],
-            status=Status(StatusCode.ERROR, failure.kind.value) if failure else Status(StatusCode.OK),
-            start_time=start,
-            end_time=end,
-        )
-        self.built.append(Span(span))
-        self.end_ns = max(self.end_ns, end)
-        return end
-
-    def _context(self, number: int) -> Any:
-        from opentelemetry.trace import SpanContext, TraceFlags
-
-        trace = int(self._known.removeprefix("tr-"), 16)
-        return SpanContext(trace, (trace + number) % 2**64 or 1, is_remote=False, trace_flags=TraceFlags(1))
-
-
-def _call_attributes(call: Call) -> dict[str, Any]:
-    usage = {"input_tokens": call.input_tokens, "output_tokens": call.output_tokens}
-    found = {
-        "mlflow.llm.model": call.served_model or call.requested_model,
-        "mlflow.chat.tokenUsage": {**usage, "total_tokens": call.input_tokens + call.output_tokens},
-        "requested_model": call.requested_model,
-        "served_model": call.served_model,
-        "system_fingerprint": call.fingerprint,
-        "finish_reason": call.finish_reason,
-        "attempts": call.attempts,
-        "cached": call.cached,
-        "dropped_parameters": list(call.dropped_parameters),
-    }
-    if call.cost_usd is not None:
-        found["mlflow.llm.cost"] = {"total_cost": 0.0 if call.cached else call.cost_usd}
-    return found
-
-
-def _document(chunk: RetrievedChunk) -> dict[str, Any]:
-    provenance = chunk.model_dump(exclude={"text"}) | {"doc_uri": chunk.source or chunk.document_id}
-    return {"page_content": chunk.text, "metadata": provenance, "id": chunk.chunk_id}
-
-
-def _exception(failure: Failure, at: int) -> Event:
-    from opentelemetry.sdk.trace import Event
-
-    return Event("exception", {"exception.type": failure.kind.value, "exception.message": failure.reason}, timestamp=at)
-
-
-def _send(store: Any, experiment_id: str, infos: Sequence[TraceInfo], spans: list[Span]) -> None:
-    """Trace infos with their feedback, then all spans at once."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    if isinstance(store, SqlAlchemyStore):
-        with _one_transaction(store, experiment_id) as transaction:
-            for info in infos:
-                transaction.start_trace(info)
-            transaction.log_spans(experiment_id, spans)
-        return
-    with ThreadPoolExecutor(_HTTP_THREADS) as pool:
-        list(pool.map(store.start_trace, infos))
-    store.log_spans(experiment_id, spans)
-
-
-@contextmanager
-def _one_transaction(store: Any, experiment_id: str) -> Iterator[Any]:
-    """The store with all that is done in it as one transaction, on a copy: the process shares the original.
-
-    Each `start_trace` otherwise commits, and reads the experiment again: twice the CPU, and a wait for the disk
-    per trace. A trace that is there already would roll back the others; `sync_traces` deletes those first, counts
-    afterwards, and repairs when it is called again.
-    """
-    experiment = store.get_experiment(experiment_id)
-    with store.ManagedSessionMaker(read_only=False) as session:
-
-        @contextmanager
-        def shared(*_: Any, **__: Any) -> Iterator[Any]:
-            yield session
-            session.flush()
-            session.expunge_all()
-
-        transaction = copy.copy(store)
-        transaction.ManagedSessionMaker = shared
-        transaction.get_experiment = lambda _: experiment
-        yield transaction
+        return self.add(name, kind, inputs, outputs, at, end, call_attributes(call), failure)
 
 
 def _stored(client: MlflowClient, wanted: CaseTraces) -> dict[str, bool]:
