@@ -2,7 +2,7 @@
 
     python -m benchmarks.canary_gate [--quick] [--seed 1]
 
-Seeded streams of live scores: 160 requests a minute, 5 % and then 25 % of them the canary's, a look every 5 minutes,
+Seeded streams of live scores: 120 requests a minute, 5 % and then 25 % of them the canary's, a look every 5 minutes,
 2 hours at most. `touchstone` is the code that runs in production (`CanaryEvidence`, `decide_look`, the default
 policy: margin 0.05, two shares, guardrails `judge` and `answered`); `gate alone` is one `CanaryGate` until its first
 verdict. Wald's bound is the least expected number of requests of any test that knows both laws and errs with
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln, digamma
 from scipy.stats import norm
 
+from tasks.canary_ready import ANSWERED, WEIGHTS
 from touchstone.canary import CanaryEvidence, CanaryGate
 from touchstone.canary_look import CanaryVerdict, LookFacts, decide_look
 from touchstone.release import Canary
@@ -36,7 +37,7 @@ Law = Callable[[np.random.Generator, int], Floats]
 
 POLICY = CanaryPolicy()
 DELTA = POLICY.margin
-PER_MINUTE, LOOK_MINUTES, HOURS = 160, 5, 2
+PER_MINUTE, LOOK_MINUTES, HOURS = 120, 5, 2
 GATE_CAP = 1500
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -83,7 +84,7 @@ Rule = Callable[[Stream], Outcome]
 
 def touchstone(stream: Stream) -> Outcome:
     """The whole procedure: evidence, looks, ladder, minimum counts, time limit."""
-    evidence = CanaryEvidence(["judge", "answered"], POLICY.margin, POLICY.alpha)
+    evidence = CanaryEvidence(["judge", ANSWERED], POLICY.margin, POLICY.alpha, WEIGHTS)
     canary = Canary(
         canary_id="c",
         share=POLICY.shares[0],
@@ -97,7 +98,7 @@ def touchstone(stream: Stream) -> Outcome:
         n = min(n, POLICY.judged_per_look)
         block = min(POLICY.baseline_block, int((1 - canary.share) / canary.share))
         for score, champions in stream.pairs(n, block):
-            evidence.update({"judge": (score, champions), "answered": (1.0, [1.0] * block)})
+            evidence.update({"judge": (score, champions), ANSWERED: (1.0, [1.0] * block)})
         requests, at_share = requests + n, at_share + n
         facts = LookFacts(now=now, n_at_share=at_share, last_canary_at=now, last_champion_at=now)
         match decide_look(evidence, facts, canary, POLICY).verdict:
@@ -137,15 +138,20 @@ def mean_not_lower_early(stream: Stream) -> Outcome:
     return mean_not_lower(stream, round(60 / (PER_MINUTE * POLICY.shares[0])))
 
 
-def mann_whitney(stream: Stream) -> Outcome:
+def mann_whitney(stream: Stream, minutes: int = 60 * HOURS) -> Outcome:
     """A canary judge on minute means: the shift's 98 % interval beyond 0.25 of its estimate is a failure."""
-    canary, champion = stream.minutes(POLICY.shares[0])
+    canary, champion = (scores[:minutes] for scores in stream.minutes(POLICY.shares[0]))
     shifts = np.sort(np.subtract.outer(canary, champion).ravel())
     n, m = len(canary), len(champion)
     out = max(0, int(n * m / 2 - norm.ppf(0.99) * np.sqrt(n * m * (n + m + 1) / 12)))
     high, estimate = shifts[-1 - out], np.median(shifts)
     is_low = high < -0.25 * abs(estimate)
     return Outcome("rolled back" if is_low else "promoted", round(PER_MINUTE * POLICY.shares[0]) * n)
+
+
+def mann_whitney_early(stream: Stream) -> Outcome:
+    """The same on half an hour."""
+    return mann_whitney(stream, 30)
 
 
 GATE_RULE: Rule = touchstone
@@ -155,6 +161,7 @@ RULES: Mapping[str, Rule] = {
     "mean not lower, 2 h": mean_not_lower,
     "mean not lower, n = 60": mean_not_lower_early,
     "Mann-Whitney judge, 2 h": mann_whitney,
+    "Mann-Whitney, 30 min": mann_whitney_early,
 }
 
 

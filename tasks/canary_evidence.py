@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.canary_judging import Judged, judge_requests
-from tasks.canary_ready import ANSWERED
+from tasks.canary_ready import ANSWERED, WEIGHTS
 from tasks.spool import Spool
 from tasks.tracking_address import TrackingUnavailable
 from tasks.traffic import Arms, Traffic, read_answers, read_traffic
@@ -49,7 +49,7 @@ class LookState:
 
     @classmethod
     def fresh(cls, metrics: Sequence[str], policy: CanaryPolicy) -> LookState:
-        return cls(CanaryEvidence(metrics, policy.margin, policy.alpha))
+        return cls(CanaryEvidence(metrics, policy.margin, policy.alpha, WEIGHTS))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LookState:

@@ -15,6 +15,7 @@ from touchstone.scorer_specs import JUDGED, RagasScorer, RefusalScorer, RegexSco
 from touchstone.settings import Settings
 
 ANSWERED = "answered"  # the guardrail that every canary has: its own model answered, without an error
+WEIGHTS = {ANSWERED: 0.1}  # in the average that shows harm: a bundle that fails to answer is soon found all the same
 _FIELD = "policy.yaml: field release.canary"
 
 

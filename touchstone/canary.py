@@ -125,12 +125,16 @@ class CanaryEvidence:
     """The gates of all guardrails of one canary.
 
     Each guardrail must show "not worse by delta" at alpha by itself: no split, as one that fails is enough to keep
-    the canary out. Harm in any of them counts: the average of their e-values is an e-process of "none is worse".
+    the canary out. Harm in any of them counts: the average of their e-values is an e-process of "none is worse". It
+    may be weighted, by weights fixed beforehand: one whose harm is drastic (no answers at all) needs little weight.
     """
 
-    def __init__(self, metrics: Iterable[str], delta: float, alpha: float = 0.05) -> None:
+    def __init__(
+        self, metrics: Iterable[str], delta: float, alpha: float = 0.05, weights: Mapping[str, float] | None = None
+    ) -> None:
         self.alpha = alpha
         self.gates = {name: CanaryGate(delta, alpha) for name in metrics}
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in self.gates}
         self.worst_harm = 1.0 if self.gates else 0.0  # the largest that the average has been
         if not self.gates:
             raise ValueError("a canary needs a metric to be judged by")
@@ -143,8 +147,9 @@ class CanaryEvidence:
 
     @property
     def harm_e_value(self) -> float:
-        """The average of the guardrails' roll-back e-values, now."""
-        return math.fsum(gate.rollback_e_value / len(self.gates) for gate in self.gates.values())
+        """The weighted average of the guardrails' roll-back e-values, now."""
+        total = math.fsum(self.weights.values())
+        return math.fsum(gate.rollback_e_value * (self.weights[name] / total) for name, gate in self.gates.items())
 
     @property
     def is_harmful(self) -> bool:
@@ -156,7 +161,7 @@ class CanaryEvidence:
         names = list(self.gates)
         found = e_bh([self.gates[name].rollback_e_value * self.alpha for name in names])
         named = [name for name, is_named in zip(names, found, strict=True) if is_named]
-        return named or [max(names, key=lambda name: self.gates[name].rollback_e_value)]
+        return named or [max(names, key=lambda name: self.gates[name].rollback_e_value * self.weights[name])]
 
     def progress(self) -> tuple[float, str]:
         """How far the slowest guardrail is on the way to 1/alpha (log scale; 1: there), and which one it is."""
@@ -178,11 +183,11 @@ class CanaryEvidence:
 
     def state(self) -> dict[str, Any]:
         gates = {name: gate.state() for name, gate in self.gates.items()}
-        return {"alpha": self.alpha, "worst_harm": self.worst_harm, "gates": gates}
+        return {"alpha": self.alpha, "weights": self.weights, "worst_harm": self.worst_harm, "gates": gates}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CanaryEvidence:
-        found = cls(state["gates"], 0.5, state["alpha"])  # each gate brings its own delta
+        found = cls(state["gates"], 0.5, state["alpha"], state["weights"])  # each gate brings its own delta
         found.gates = {name: CanaryGate.from_state(gate) for name, gate in state["gates"].items()}
         found.worst_harm = state["worst_harm"]
         return found
