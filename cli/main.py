@@ -13,6 +13,7 @@ import typer
 from cli import (
     attribute,
     audit,
+    canary,
     demo,
     drift,
     emulator,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(evals.app, name="eval")
 app.add_typer(drift.app, name="drift")
+app.add_typer(canary.app, name="canary")
 app.add_typer(emulator.app, name="emulator")
 app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
