@@ -1,0 +1,1 @@
+"""A support assistant that serves what Touchstone releases: an example to copy from."""
