@@ -15,6 +15,7 @@ from tasks.environment import apply_defaults
 from tasks.freshness_check import Gathered, gather, record, repair_plan
 from tasks.ledger import Ledger
 from tasks.loading import load_settings
+from tasks.outbox import tell_people
 from touchstone.errors import LedgerConflict
 from touchstone.freshness import decide_freshness
 from touchstone.freshness_records import FreshnessReport
@@ -39,10 +40,11 @@ def freshness(config: str = "support") -> State:
         config: A name in retrieval_configs/, or a path.
     """
     apply_defaults()
-    report = conduct(load_settings(), config, announce=True)
+    settings = load_settings()
+    report = conduct(settings, config, announce=True)
     log = get_run_logger()
     log.info("%s: %s", report.level, report.reason)
-    for warning in report.warnings:
+    for warning in (*report.warnings, *tell_people(settings)):
         log.warning("%s", warning)
     create_artifact(report)
     emit_freshness_event(report)

@@ -24,6 +24,7 @@ from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit, open_session, shards
 from tasks.ledger import Ledger
 from tasks.loading import load_golden_set, load_settings
+from tasks.outbox import tell_people
 from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, read_manifest, resume_eval
 from tasks.spool import Spool, existing_spool, run_folder
 from tasks.tracking import publish_run, publish_traces
@@ -90,6 +91,8 @@ async def golden_eval(
     chart = await asyncio.to_thread(_chart, settings, plan, report, log)
     report = await asyncio.to_thread(publish, settings, report, log, chart)
     emit_events(report, plan.manifest.bundle_name, plan.manifest.dataset_name)
+    for warning in await asyncio.to_thread(tell_people, settings):
+        log.warning("%s", warning)
     await create_artifact(report, plan.manifest.bundle_name, plan.manifest.dataset_name, chart)
     await asyncio.to_thread(publish_cases, settings, report, log)
     return _state(report)

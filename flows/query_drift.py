@@ -14,6 +14,7 @@ from prefect.states import Completed
 from tasks.announce_queries import MOST_POINTS, create_query_artifact, emit_query_event, query_chart
 from tasks.environment import apply_defaults
 from tasks.loading import load_retrieval_config, load_settings
+from tasks.outbox import tell_people
 from tasks.query_windows import decide_and_record, measure_windows, past_checks
 from touchstone.query_drift import QueryDriftDecision
 from touchstone.retrieval_config import RetrievalConfig
@@ -45,6 +46,8 @@ def query_drift(config: str = "support") -> State:
     log = get_run_logger()
     log.info("%s: %s", decision.verdict, decision.reason)
     emit_query_event(decision, loaded)
+    for warning in tell_people(settings):
+        log.warning("%s", warning)
     create_query_artifact(decision, loaded, _chart(settings, loaded, log))
     return Completed(name=decision.verdict.capitalize(), message=decision.reason, data=decision.model_dump(mode="json"))
 

@@ -9,16 +9,18 @@ are therefore idempotent, or carry the event's sequence so that a receiver can t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from tasks import announce_release, notify, tracking_release
+from tasks.anchors import checkpoint_and_anchor
 from tasks.ledger import Ledger
 from tasks.outbox_cursors import Cursors
-from tasks.projection import Projection
+from tasks.projection import Projection, TargetAway
 from touchstone.errors import TouchstoneError
-from touchstone.ledger import LedgerEvent
+from touchstone.ledger import RELEASE_KINDS, EventKind, LedgerEvent
 from touchstone.privacy import redact_secrets
 from touchstone.settings import Settings
 
@@ -51,6 +53,18 @@ def deliver(settings: Settings, ledger: Ledger, *, now: datetime | None = None) 
     return [warning for one in projections if not one.off for warning in _deliver(settings, ledger, one, now)]
 
 
+def tell_people(settings: Settings) -> list[str]:
+    """Notifications only, for who has appended and closed the ledger; nothing is done where nobody is to be told."""
+    if not settings.notify:
+        return []
+    try:
+        with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+            found = [_deliver(settings, ledger, one, datetime.now(UTC)) for one in notify.projections(settings)]
+    except Exception as error:
+        return [_warning("notify", error)]
+    return [warning for warnings in found for warning in warnings]
+
+
 def deliver_all(settings: Settings, ledger: Ledger, *, rebuild: bool = False) -> list[str]:
     """`deliver`; with `rebuild` states are shown anew from the whole ledger. News is never sent again."""
     try:
@@ -76,7 +90,15 @@ def standings(
 
 def all_projections(settings: Settings) -> tuple[Projection, ...]:
     """Every target, the quickest first."""
-    return (*notify.projections(settings), announce_release.projection(), tracking_release.projection())
+    anchor = Projection("anchor", frozenset({*RELEASE_KINDS, EventKind.GATE_DECIDED}), _anchor, is_news=False)
+    return (*notify.projections(settings), announce_release.projection(), tracking_release.projection(), anchor)
+
+
+def _anchor(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -> Iterator[int]:
+    """One signed checkpoint covers them all."""
+    if warnings := checkpoint_and_anchor(settings, ledger):
+        raise TargetAway("; ".join(warnings))
+    yield events[-1].sequence
 
 
 def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: datetime) -> list[str]:

@@ -166,8 +166,7 @@ def _gate_run(client: MlflowClient, deployment: Deployment) -> str | None:
 def _own_run(client: MlflowClient, settings: Settings, bundle: Shown) -> str:
     """A run that holds the definition, made once: for evidence that another machine has not published yet."""
     environment, fingerprint = settings.environment, bundle.deployment.fingerprint
-    note = f"Definitions of bundles released in `{environment}` whose evals were not in MLflow at the time."
-    experiment = ensure_experiment(client, settings, f"releases/{environment}", note, {"touchstone.kind": "release"})
+    experiment = ensure_experiment(client, settings, f"release/{environment}", f"Releases of {environment}", {})
     found = client.search_runs([experiment], f"tags.`{_FINGERPRINT}` = '{fingerprint}'", max_results=10)
     run_id = min((run.info.run_id for run in found), default=None)
     if run_id is None:

@@ -137,7 +137,7 @@ def test_without_a_configured_server_events_wait_and_no_server_is_started(
     monkeypatch.delenv("PREFECT_API_URL")
     LedgerLine(ledger).release("old")
     warnings = deliver(settings, ledger)
-    assert [warning.partition(":")[0] for warning in warnings] == ["mlflow"]
+    assert [warning.partition(":")[0] for warning in warnings] == ["mlflow", "anchor"]
     (standing,) = (standing for standing in standings(settings, ledger) if standing.projection == "events")
     assert (standing.off, standing.waiting) == ("no PREFECT_API_URL", 2)
     assert not api.received

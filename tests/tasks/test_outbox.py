@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tasks.anchors import anchor_path, read_anchors
 from tasks.ledger import Ledger
-from tasks.outbox import TOO_LATE, deliver, deliver_all, standings
+from tasks.outbox import TOO_LATE, deliver, deliver_all, standings, tell_people
 from tests.core.release_line import deployment
 from tests.tasks.postgres import postgres_url
 from tests.tasks.release_ledger import LedgerLine, Received, Receiver, receiving
@@ -106,7 +107,9 @@ def test_a_target_that_is_down_holds_up_no_other_and_gets_all_of_it_later(
     assert first.refused == 1  # it is not asked again for the second event
     assert warnings[0] == "notify.FIRST: 127.0.0.1 answers 503"
     assert warnings[1].startswith(f"mlflow: MLflow at {NOBODY}")
-    assert waiting(settings, ledger) == {"notify.FIRST": 2, "notify.SECOND": 0, "events": 2, "mlflow": 2}
+    assert "records not anchored" in warnings[2]
+    left = {"notify.FIRST": 2, "notify.SECOND": 0, "events": 2, "mlflow": 2, "anchor": 2}
+    assert waiting(settings, ledger) == left
     first.status = 200
     deliver(settings, ledger)
     assert texts(first) == texts(second)
@@ -166,7 +169,7 @@ def test_several_deliverers_at_once_send_each_event_once(url: str, settings: Set
         for name in "abc"
         for mark, did in (("•", "passed the gate and is the candidate"), ("✅", "was promoted and takes all traffic"))
     ]
-    assert all(warning.startswith("mlflow:") for warning in warnings)
+    assert all(warning.startswith(("mlflow:", "anchor:")) for warning in warnings)
     for ledger in ledgers:
         ledger.close()
 
@@ -227,7 +230,7 @@ def test_a_rebuild_sends_no_news_again(settings: Settings, ledger: Ledger, first
     warnings = deliver_all(settings, ledger, rebuild=True)
     assert len(first.received) == len(second.received) == 2
     assert waiting(settings, ledger)["mlflow"] == 2
-    assert [warning.partition(":")[0] for warning in warnings] == ["mlflow"]
+    assert [warning.partition(":")[0] for warning in warnings] == ["mlflow", "anchor"]
 
 
 def test_a_variable_that_is_not_set_is_named_and_the_event_waits(settings: Settings, ledger: Ledger) -> None:
@@ -243,7 +246,23 @@ def test_a_ledger_that_cannot_be_read_is_a_warning(settings: Settings, ledger: L
     for path in (tmp_path / ".touchstone").glob("ledger.db*"):
         path.write_bytes(b"not a database" * 1000)
     warnings = deliver(settings, ledger)
-    assert [warning.split(":")[1] for warning in warnings] == [" DatabaseError"] * 3
+    assert [warning.split(":")[1] for warning in warnings] == [" DatabaseError"] * 4
+
+
+def test_the_ledger_is_anchored_after_a_release(settings: Settings, ledger: Ledger) -> None:
+    LedgerLine(ledger).release("old")
+    deliver(settings, ledger)
+    (checkpoint,) = read_anchors(anchor_path(settings))
+    assert checkpoint.size == len(ledger.events()) == 3  # with the key that signs
+
+
+def test_people_are_told_without_the_rest(settings: Settings, ledger: Ledger, first: Receiver) -> None:
+    settings = settings.model_copy(update={"notify": settings.notify[:1]})
+    payload: dict[str, Any] = {"run_key": "r", "verdict": "drifted", "direction": "worse", "reason": ""}
+    ledger.append(EventKind.EVAL_DECIDED, "support:f1:golden", payload)
+    assert tell_people(settings) == []
+    assert texts(first) == ["drift detected: support on golden"]
+    assert tell_people(settings.model_copy(update={"notify": ()})) == []
 
 
 def test_events_that_concern_nobody_leave_nothing_behind(settings: Settings, ledger: Ledger, first: Receiver) -> None:

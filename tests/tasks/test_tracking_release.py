@@ -184,8 +184,7 @@ def test_with_mlflow_away_the_state_waits_and_heals_whatever_came_between(
     away = settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"})
     line = LedgerLine(ledger)
     line.releases(["old", "new"])
-    (warning,) = deliver(away, ledger)
-    assert warning.startswith("mlflow: MLflow at http://127.0.0.1:9")
+    assert deliver(away, ledger)[0].startswith("mlflow: MLflow at http://127.0.0.1:9")
     assert {one.projection: one.waiting for one in standings(settings, ledger)}["mlflow"] == 4
     line.roll_back()
     assert deliver(settings, ledger) == []
