@@ -93,11 +93,12 @@ def verify(
 def prove(
     sequence: Annotated[int, typer.Option(help="Of the event.")],
     file: Annotated[Path | None, typer.Option("--out", help="Where to write the proof; else it is printed.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Prove that one event is in the ledger, without handing out the others."""
     import sys
 
-    from cli.output import err
+    from cli.output import out, print_json
     from tasks.anchors import anchor
     from tasks.audit_export import prove as make
 
@@ -109,7 +110,10 @@ def prove(
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(proof.encoded())
-    err.print(f"event {sequence} of {proof.checkpoint.size}, {len(proof.path)} hashes: {file}")
+    if as_json:
+        signed = proof.checkpoint
+        return print_json({"out": str(file), "sequence": sequence, "size": signed.size, "key_id": signed.key_id})
+    out.print(f"{file} proves event {sequence} of {proof.checkpoint.size} by {len(proof.path)} hashes")
 
 
 @app.command()
