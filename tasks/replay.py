@@ -13,11 +13,18 @@ from tasks.evaluation import Progress, Unit, open_session
 from tasks.replay_plan import CONTROL, JUDGE, MOST_TRIALS, Arm, ReplayPlan
 from tasks.scoring import judged_scores
 from touchstone.attribution import decide_attribution
-from touchstone.attribution_records import AttributionDecision, AttributionReport, Evidence, Replay
+from touchstone.attribution_records import (
+    AttributionDecision,
+    AttributionReport,
+    Evidence,
+    FactorState,
+    Replay,
+    Standing,
+)
 from touchstone.cases import GoldenCase
 from touchstone.cost import Budget
 from touchstone.errors import OverBudget, Unmeasurable
-from touchstone.factor_swaps import movers
+from touchstone.factor_swaps import Swap, movers
 from touchstone.report import total_cost
 from touchstone.results import Answer, Call, CaseResult, Failure, FailureKind, Score
 
@@ -49,6 +56,7 @@ class Replays:
     scores: dict[Arm, dict[Trial, float | None]] = field(default_factory=dict)
     judge_control: dict[Trial, float | None] = field(default_factory=dict)
     judged_now: dict[str, float | None] | None = None
+    stuck: dict[Swap, str] = field(default_factory=dict)  # what turned out not to answer, and what it said
     calls: list[Call] = field(default_factory=list)
     failure: Failure | None = None
     stopped_by: Literal["calls", "cost"] | None = None
@@ -58,21 +66,34 @@ class Replays:
         first = self.plan.estimate.first_cases
         arms, units = [self.plan.starts_with], self._units()[:first]
         while True:
-            for arm in arms:
+            for arm in list(arms):
                 await self._replay(arm, [unit for unit in units if (unit[0].id, unit[1]) not in self._done(arm)])
+            arms = [arm for arm in arms if not self.stuck.keys() & set(arm)]
             decision = decide_attribution(self.evidence())
             if decision.next is None or self.stopped_by:
                 return decision
             if decision.next == "more":
-                more = self._affordable(len(units), first, together=self.plan.together in arms)
+                more = self._affordable(len(units), first, arms)
                 if not more:
                     return decision
                 units = [*units, *more]
             elif decision.next == "judge":
                 await self._judge_before()
             else:
-                wanted = {"control": [CONTROL], "swaps": self.plan.alone, "together": [self.plan.together]}
+                alone = [arm for arm in self.plan.alone if arm[0] not in self.stuck]
+                together = tuple(arm[0] for arm in alone)
+                wanted = {"control": [CONTROL], "swaps": alone, "together": [together]}
                 arms += [arm for arm in wanted[decision.next] if arm not in arms]
+
+    @property
+    def factors(self) -> tuple[FactorState, ...]:
+        """As planned, less what turned out not to answer."""
+        return tuple(
+            state.model_copy(update={"standing": Standing.STUCK, "note": self.stuck[state.factor]})
+            if state.factor in self.stuck
+            else state
+            for state in self.plan.factors
+        )
 
     def evidence(self) -> Evidence:
         fall = self.plan.fall
@@ -80,17 +101,17 @@ class Replays:
         replays = [
             Replay(
                 swaps=arm,
-                scores=_by_case(self.scores[arm]),
+                scores=_by_case(scores),
                 control=_by_case(self.judge_control if arm == JUDGE else control),
             )
-            for arm in self.plan.arms
-            if arm != CONTROL and self.scores.get(arm)
+            for arm, scores in self.scores.items()
+            if arm != CONTROL and not self.stuck.keys() & set(arm)
         ]
         return Evidence(
             fallen=fall.fallen,
             fell=fall.fell,
             rose=fall.rose,
-            factors=self.plan.factors,
+            factors=self.factors,
             control=_by_case(control),
             replays=tuple(replays),
             judged=fall.judged,
@@ -101,7 +122,7 @@ class Replays:
     async def _replay(self, arm: Arm, units: Sequence[Unit]) -> None:
         if self.stopped_by or not units:
             return
-        if self.budget.calls + len(units) * self.plan.calls[arm] > self.budget.max_calls:
+        if self.budget.calls + len(units) * self.plan.round_calls([arm]) > self.budget.max_calls:
             self.stopped_by = "calls"
             return
         if arm == JUDGE:
@@ -112,11 +133,11 @@ class Replays:
                 scores |= {(case_id, 0): score for case_id, score in found.items()}
         else:
             self.scores.setdefault(arm, {}).update(await self._generate(arm, units))
-        if arm == self.plan.starts_with and all(score is None for score in self.scores[arm].values()):
-            self._complain()
+        if all(score is None for score in self.scores[arm].values()):
+            self._without_scores(arm)
 
     async def _generate(self, arm: Arm, units: Sequence[Unit]) -> dict[Trial, float | None]:
-        async with open_session(self.plan.arms[arm], self.on_case) as session:
+        async with open_session(self.plan.planned(arm), self.on_case) as session:
             session.vendor.budget = self.budget
             results = await session.run_shard(units)
         for result in results:
@@ -130,7 +151,7 @@ class Replays:
     ) -> dict[str, float | None]:
         """Scores of recorded answers by the judge of an arm; no answer is generated."""
         fall = self.plan.fall
-        async with open_session(self.plan.arms[arm]) as session:
+        async with open_session(self.plan.planned(arm)) as session:
             session.vendor.budget = self.budget
             judge = session.judge
             assert judge is not None  # the metric is judged, or the judge would not be swapped
@@ -169,12 +190,12 @@ class Replays:
         done = set(self.scores.get(arm, {}))
         return done | {(case.id, trial) for case, trial in self._units() if trial > 0} if arm == JUDGE else done
 
-    def _affordable(self, have: int, step: int, *, together: bool) -> list[Unit]:
+    def _affordable(self, have: int, step: int, arms: Sequence[Arm]) -> list[Unit]:
         left = self.budget.max_calls - self.budget.calls
         rest = self._units()[have:]
         if self.plan.starts_with == JUDGE and CONTROL not in self.scores:
             rest = [unit for unit in rest if unit[1] == 0]
-        fits = left // self.plan.round_calls(together=together)
+        fits = left // self.plan.round_calls(arms)
         if rest and fits < 1:
             self.stopped_by = "calls"
         return rest[: min(step, fits)]
@@ -190,12 +211,15 @@ class Replays:
         if failure.kind is FailureKind.BUDGET:
             self.stopped_by = "calls" if self.budget.calls >= self.budget.max_calls else "cost"
 
-    def _complain(self) -> None:
-        """No score at all is no evidence of anything."""
+    def _without_scores(self, arm: Arm) -> None:
+        """No score at all is no evidence of anything: the vendor is away, or what was swapped back is gone."""
         if self.stopped_by:
             return
         said = f"{self.failure.kind}: {self.failure.reason}" if self.failure else "the metric applies to none of them"
-        raise Unmeasurable(f"none of the cases could be replayed ({said}); try again when the vendor answers")
+        if arm == CONTROL or (arm == JUDGE and all(score is None for score in self.judge_control.values())):
+            raise Unmeasurable(f"none of the cases could be replayed ({said}); try again when the vendor answers")
+        if len(arm) == 1:
+            self.stuck[arm[0]] = f"as before it gives no scores ({said})"
 
 
 async def replay(plan: ReplayPlan, on_case: Progress = lambda result: None) -> AttributionReport:
@@ -217,7 +241,7 @@ async def replay(plan: ReplayPlan, on_case: Progress = lambda result: None) -> A
         rose=fall.rose,
         cases=len(fall.fallen),
         left_out=fall.left_out,
-        factors=plan.factors,
+        factors=replays.factors,
         decision=decision,
         calls=replays.budget.calls,
         max_calls=limits.max_calls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -70,9 +70,10 @@ class ReplayPlan:
 
     key: str
     settings: Settings
+    asked: EvalRequest
     fall: Fall
     factors: tuple[FactorState, ...]
-    arms: Mapping[Arm, EvalPlan]  # the control, each swap alone, and all together
+    arms: Mapping[Arm, EvalPlan]  # the control, and each swap alone
     calls: Mapping[Arm, int]  # per case and trial
     estimate: ReplayEstimate
 
@@ -81,19 +82,24 @@ class ReplayPlan:
         return tuple(arm for arm in self.arms if len(arm) == 1)
 
     @property
-    def together(self) -> Arm:
-        return tuple(state.factor for state in self.factors if state.standing is Standing.SWAPPABLE)
-
-    @property
     def starts_with(self) -> Arm:
         """Where only the judge differs, the recorded answers say enough: none is paid for anew."""
-        return JUDGE if self.together == JUDGE else CONTROL
+        return JUDGE if self.alone == (JUDGE,) else CONTROL
 
-    def round_calls(self, *, together: bool = False) -> int:
-        """Calls of one case in every arm."""
-        arms = [*self.alone, *([self.together] if together else [])]
+    def round_calls(self, arms: Sequence[Arm] | None = None) -> int:
+        """Calls of one case in these arms; None: in those of the first round."""
         control = [] if self.starts_with == JUDGE else [CONTROL]
-        return sum(self.calls[arm] for arm in [*control, *arms])
+        # All together cost what a case costs in the control.
+        return sum(self.calls.get(arm, self.calls[CONTROL]) for arm in arms or [*control, *self.alone])
+
+    def planned(self, arm: Arm) -> EvalPlan:
+        """The eval that replays an arm. Raises BadInput when it is nothing that could run."""
+        if arm in self.arms:
+            return self.arms[arm]
+        definition = swapped(self.fall.before.definition, self.fall.after.definition, arm)
+        if arm == JUDGE:  # recorded answers are judged: nothing is retrieved
+            definition = definition.model_copy(update={"retrieval": None, "index": None})
+        return plan_definition(self.settings, self.asked, self.fall.golden, definition, purpose="attribution")
 
 
 def plan_replays(settings: Settings, request: AttributionRequest) -> ReplayPlan:
@@ -119,26 +125,18 @@ def plan_replays(settings: Settings, request: AttributionRequest) -> ReplayPlan:
         bundle=fall.after.manifest.request.bundle, dataset=fall.after.manifest.request.dataset, max_cost_usd=cap
     )
 
-    def planned(factors: Arm) -> EvalPlan:
-        definition = swapped(fall.before.definition, fall.after.definition, factors)
-        if factors == JUDGE:  # recorded answers are judged: nothing is retrieved
-            definition = definition.model_copy(update={"retrieval": None, "index": None})
-        return plan_definition(apart, asked, fall.golden, definition, purpose="attribution")
-
-    arms: dict[Arm, EvalPlan] = {CONTROL: planned(CONTROL)}
+    plan = ReplayPlan(key, apart, asked, fall, (), {}, {}, _nothing(request, cap))
+    arms: dict[Arm, EvalPlan] = {CONTROL: plan.planned(CONTROL)}
     factors = []
     for factor in SWAPS:
         state = _standing(settings, fall, factor)
         if state.standing is Standing.SWAPPABLE:
             try:
-                arms[(factor,)] = planned((factor,))
+                arms[(factor,)] = plan.planned((factor,))
             except BadInput as error:
                 state = state.model_copy(update={"standing": Standing.STUCK, "note": str(error)})
         factors.append(state)
-    together = tuple(state.factor for state in factors if state.standing is Standing.SWAPPABLE)
-    if len(together) > 1:
-        arms[together] = planned(together)
-    plan = ReplayPlan(key, apart, fall, tuple(factors), arms, {}, _nothing(request, cap))
+    plan = replace(plan, factors=tuple(factors), arms=arms)
     plan = replace(plan, calls={arm: _calls(settings, plan, arm) for arm in arms})
     return replace(plan, estimate=_estimate(settings, plan, request, cap))
 
@@ -191,7 +189,7 @@ def _calls(settings: Settings, plan: ReplayPlan, arm: Arm) -> int:
 
 def _estimate(settings: Settings, plan: ReplayPlan, request: AttributionRequest, cap: float | None) -> ReplayEstimate:
     cases = len(plan.fall.fallen)
-    needed, per_case = pairs_needed(len(plan.together)), plan.round_calls()
+    needed, per_case = pairs_needed(len(plan.alone)), plan.round_calls()
     if cases >= FEWEST_CASES and request.max_calls < needed * per_case:
         raise OverBudget(
             f"{request.max_calls} calls cannot decide: {len(plan.alone)} factors and a control on {needed} cases are "
