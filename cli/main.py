@@ -25,6 +25,7 @@ from cli import (
     index,
     publish,
     reindex,
+    release,
 )
 from tasks.environment import apply_defaults
 from touchstone.errors import TouchstoneError, Unmeasurable
@@ -46,6 +47,11 @@ app.add_typer(index.app, name="index")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gateway.app, name="gateway")
 app.command("gate")(gate.gate)
+app.add_typer(release.app, name="release")
+app.command("approve")(release.approve)
+app.command("deny")(release.deny)
+app.command("promote")(release.promote)
+app.command("rollback")(release.rollback)
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)
 app.command("publish")(publish.publish)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from touchstone.errors import BadInput, LedgerConflict, TouchstoneError
 from touchstone.ledger import EventKind, LedgerEvent
 from touchstone.pii import scrub
 from touchstone.privacy import redact_secrets
-from touchstone.release import ApprovalRequest, ReleaseState
+from touchstone.release import ApprovalRequest, Candidate, ReleaseState
 from touchstone.release_policy import Approver
 from touchstone.settings import Settings
 
@@ -48,6 +48,12 @@ class Decided:
     state: ReleaseState
     promoted: Done | None = None
     open: str | None = None  # why nothing was promoted yet
+    is_promoted: bool = False  # by this word, or by who was faster with the same approvals
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to answer."""
+        return self.open is None
 
 
 def promote(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
@@ -129,15 +135,18 @@ def decide(
         event = _take(ledger, state, _give(decision, by, reason, asked, via, signature), _approval_id)
     if decision == "deny":
         return Decided(event, read_release(ledger))
-    return finish(settings, ledger, event)
+    decided = finish(settings, ledger, event)
+    if state.candidate and _is_released(decided.state, state.candidate):
+        return replace(decided, open=None, is_promoted=True)
+    return decided
 
 
 def finish(settings: Settings, ledger: Ledger, event: LedgerEvent | None = None) -> Decided:
     """Promote the candidate when its approvals are complete; whoever completes them may have died before it did."""
     state = read_release(ledger)
-    request = _request(state)
-    if request is None:
-        return Decided(event, state, open="there is nothing to approve any more: see `touchstone release history`")
+    candidate, request = state.candidate, _request(state)
+    if candidate is None or request is None:
+        return Decided(event, state, open="there is no question any more; see `touchstone release history`")
     if not request.is_complete:
         given = f"{len(request.approved_by)} of {request.required} approvals"
         return Decided(event, state, open=f"{given}; the others have until {request.expires_at}")
@@ -146,10 +155,34 @@ def finish(settings: Settings, ledger: Ledger, event: LedgerEvent | None = None)
         done = promote(settings, ledger, ", ".join(request.approved_by), reason)
     except TouchstoneError as error:
         now = read_release(ledger)
-        if now.champion and now.champion.sequence > state.sequence:  # the flow or a second approver did it
-            return Decided(event, now, open="")
+        if _is_released(now, candidate):
+            return Decided(event, now, is_promoted=True)
         raise type(error)(f"approved, but not promoted: {error}. `touchstone promote` tries it again") from None
-    return Decided(event, done.state, done)
+    return Decided(event, done.state, done, is_promoted=True)
+
+
+def ask_where_needed(ledger: Ledger) -> ApprovalRequest | None:
+    """Ask for the approvals that the candidate lacks; None: it needs none, or the question is open."""
+    state = read_release(ledger)
+    candidate, request = state.candidate, _request(state)
+    if candidate is None or not candidate.deployment.policy.approval.required:
+        return None
+    if request is not None and not request.is_expired(datetime.now(UTC)):
+        return None
+    return ask(ledger, again=True)
+
+
+def index_behind(ledger: Ledger, state: ReleaseState) -> str | None:
+    """What to do about a live index that a crash left behind its release; None: it is as the release asks."""
+    if state.champion is None or state.champion.deployment.definition.retrieval is None:
+        return None
+    from tasks.release_index import is_behind
+
+    return (
+        "the live index has not followed the release; `touchstone rollback --repair`"
+        if is_behind(ledger, state)
+        else None
+    )
 
 
 def repair(settings: Settings, ledger: Ledger) -> tuple[ReleaseState, str | None]:
@@ -239,6 +272,14 @@ def _stands_already(state: ReleaseState, approval_id: str, by: str) -> bool:
 
 def _request(state: ReleaseState) -> ApprovalRequest | None:
     return state.candidate.approval if state.candidate else None
+
+
+def _is_released(state: ReleaseState, candidate: Candidate) -> bool:
+    """It became champion after it was seen as the candidate: the flow, or another approver, was faster."""
+    champion = state.champion
+    if champion is None or champion.sequence < candidate.sequence:
+        return False
+    return champion.deployment.fingerprint == candidate.deployment.fingerprint
 
 
 def _approval_id(state: ReleaseState) -> str | None:

@@ -40,34 +40,34 @@ def follow_release(settings: Settings, ledger: Ledger, state: ReleaseState) -> s
 
     Raises Unmeasurable when it cannot be: the release stands, and the pointer is as it was.
     """
-    config = outstanding_config(state)
-    if config is None:
-        return None
-    live = live_pointer(ledger, config.name)
-    if not needs_move(state, live.index if live else None, live.sequence if live else 0):
+    if not is_behind(ledger, state):
         return None
     try:
-        return _move(settings, ledger, state, live).index.label
-    except LedgerConflict as error:
-        moved = live_pointer(ledger, config.name)
-        if moved and not needs_move(state, moved.index, moved.sequence):
-            return None  # somebody else has completed it
-        raise _left(error) from None
-    except (BadInput, Unmeasurable) as error:
+        return _move(settings, ledger, state).index.label
+    except (BadInput, LedgerConflict, Unmeasurable) as error:
+        if not is_behind(ledger, state):
+            return None  # somebody else has completed it meanwhile
         raise _left(error) from None
 
 
-def _move(settings: Settings, ledger: Ledger, state: ReleaseState, live: LivePointer | None) -> LivePointer:
-    assert state.champion is not None  # needs_move() has asked
+def is_behind(ledger: Ledger, state: ReleaseState) -> bool:
+    """The champion's index is not live yet: the process that released it died before, or could not move the pointer."""
+    config = outstanding_config(state)
+    live = live_pointer(ledger, config.name) if config else None
+    return needs_move(state, live.index if live else None, live.sequence if live else 0)
+
+
+def _move(settings: Settings, ledger: Ledger, state: ReleaseState) -> LivePointer:
+    assert state.champion is not None  # is_behind() has asked
     definition = state.champion.deployment.definition
     target = index_for(ledger, definition)
     if target is None:
         raise BadInput(f"{state.champion.deployment.name} was released without an index; run `touchstone reindex`")
-    known = {move.index.label for move in pointer_history(ledger, target.config_name)}
-    if target.label in known:
+    history = pointer_history(ledger, target.config_name)
+    if target.label in {move.index.label for move in history}:
         return roll_back(ledger, settings.lance, target.config_name, to=target.label)
     reason = f"released with {state.champion.deployment.name} (event {state.served_since})"
-    return promote(ledger, settings.lance, target, after=live.sequence if live else 0, reason=reason)
+    return promote(ledger, settings.lance, target, after=history[-1].sequence if history else 0, reason=reason)
 
 
 def _left(error: Exception) -> Unmeasurable:
