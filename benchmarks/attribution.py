@@ -36,7 +36,17 @@ from tasks.loading import load_retrieval_config, load_settings
 from tasks.plan import EvalRequest, plan_eval
 from tasks.replay_plan import AttributionRequest, plan_replays
 from tasks.spool import existing_spool
-from touchstone.attribution_records import AttributionReport
+from touchstone.attribution import decide_attribution
+from touchstone.attribution_records import (
+    AttributionDecision,
+    AttributionReport,
+    Evidence,
+    FactorState,
+    Fallen,
+    Replay,
+    Standing,
+)
+from touchstone.factor_swaps import Swap
 from touchstone.prompts import Prompt
 
 LIMIT = 19
@@ -113,13 +123,12 @@ def _cut_pages(corpus: Path, chance: random.Random) -> None:
 
 def _old_numbers(corpus: Path, chance: random.Random) -> None:
     for page in sorted(corpus.rglob("*.md")):
-        page.write_text(
-            re.sub(
-                r"(?<![\d-])\d+(?![\d-])",
-                lambda number: str(int(number.group()) + chance.randint(1, 9)),
-                page.read_text(),
-            )
-        )
+        text = page.read_text()
+        page.write_text(re.sub(r"(?<![\d-])\d+(?![\d-])", lambda found: _another(found.group(), chance), text))
+
+
+def _another(number: str, chance: random.Random) -> str:
+    return str(int(number) + chance.randint(1, 9))
 
 
 def _placeholders(corpus: Path, chance: random.Random) -> None:
@@ -326,10 +335,48 @@ def _braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
+FACTORS: tuple[Swap, ...] = ("model", "prompt", "retrieval", "index")
+
+
+def chance_alone(runs: int, seed: int, cases: int = 60) -> dict[str, int]:
+    """Verdicts where nothing happened but noise: flaky cases, and four factors that differ and do nothing."""
+    noise, verdicts = random.Random(seed), dict.fromkeys(("named", "by elimination", "interaction", "undecided"), 0)
+    states = tuple(FactorState(factor=factor, standing=Standing.SWAPPABLE) for factor in FACTORS)
+    for _ in range(runs):
+        passes = {f"{number}": noise.betavariate(0.6, 0.4) for number in range(cases)}
+        before, after = ({case: float(noise.random() < p) for case, p in passes.items()} for _ in range(2))
+        fallen = tuple(Fallen(case_id=case, before=1, after=0) for case in passes if before[case] > after[case])
+        rose = sum(after[case] > before[case] for case in passes)
+        evidence = Evidence(fallen=fallen, fell=len(fallen), rose=rose, factors=states)
+        decision = _play_out(evidence, lambda case, passes=passes: float(noise.random() < passes[case]))
+        verdicts["by elimination" if decision.by_elimination else decision.verdict.value] += 1
+    return verdicts
+
+
+def _play_out(
+    evidence: Evidence, draw: Callable[[str], float], batch: int = 12, trials: int = 4
+) -> AttributionDecision:
+    """As tasks.replay goes on: batch by batch, each case `trials` times at most, a look after each."""
+    units = [case.case_id for _ in range(trials) for case in evidence.fallen]
+    arms: list[tuple[Swap, ...]] = [(), *((factor,) for factor in FACTORS), FACTORS]
+    scores: dict[tuple[Swap, ...], dict[str, tuple[float | None, ...]]] = {arm: {} for arm in arms}
+    decision = decide_attribution(evidence)
+    for start in range(0, len(units), batch):
+        if decision.next is None:
+            break
+        for case in units[start : start + batch]:
+            for arm in arms:
+                scores[arm][case] = (*scores[arm].get(case, ()), draw(case))
+        replays = [Replay(swaps=arm, scores=scores[arm], control=scores[()]) for arm in arms[1:]]
+        decision = decide_attribution(evidence.model_copy(update={"control": scores[()], "replays": tuple(replays)}))
+    return decision
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--only", default="", help="Faults whose name or factor holds this")
+    arguments.add_argument("--null-runs", type=int, default=1000)
     options = arguments.parse_args()
     chosen = [fault for fault in FAULTS if options.only in fault.name or options.only in fault.culprit]
     right = calls = 0
@@ -349,7 +396,10 @@ def main() -> None:
             print(f"{figures}  {decision.reason}", flush=True)
     print(f"named the culprit in {right} of {len(chosen)} (limit {LIMIT} of {len(FAULTS)})")
     print(f"{calls / len(chosen):.0f} calls each; {time.process_time():.0f} CPU-s in all, beside the emulator's")
-    if right < LIMIT * len(chosen) / len(FAULTS):
+    by_chance = chance_alone(options.null_runs, options.seed)
+    print(f"where nothing but noise happened, {options.null_runs} times (limit 5 % named): {by_chance}")
+    wrong = options.null_runs - by_chance["undecided"]
+    if right < LIMIT * len(chosen) / len(FAULTS) or wrong > 0.05 * options.null_runs:
         sys.exit("FAILED")
 
 
