@@ -30,9 +30,15 @@ WHOLE_PAYLOAD = {  # a template that named a key which an event lacks would crea
 }
 
 
-def on_event(name: str, *events: str) -> dict[str, Any]:
-    match = {"prefect.resource.id": "touchstone.index.support"}
-    return {"type": "event", "enabled": True, "name": name, "match": match, "expect": list(events)}
+def on_event(
+    name: str, *events: str, resource: str = "touchstone.index.support", whole_payload: bool = False
+) -> dict[str, Any]:
+    given = {"parameters": {"event": WHOLE_PAYLOAD}} if whole_payload else {}
+    match = {"prefect.resource.id": resource}
+    return {"type": "event", "enabled": True, "name": name, "match": match, "expect": list(events)} | given
+
+
+RELEASE = "touchstone.release.default"
 
 
 # What runs by itself, when, and on what: a change of prefect.yaml must be a change here too.
@@ -62,8 +68,12 @@ RUNS_BY_ITSELF = {
         "parameters": {"config": "support"},
         "schedules": [{"cron": "0 3 * * *", "timezone": "Europe/Berlin", "slug": "every-night", "active": True}],
         "triggers": [
-            on_event("reindex-on-breach", "touchstone.freshness.breached", "touchstone.webhook.source-changed")
-            | {"parameters": {"event": WHOLE_PAYLOAD}},
+            on_event(
+                "reindex-on-breach",
+                "touchstone.freshness.breached",
+                "touchstone.webhook.source-changed",
+                whole_payload=True,
+            ),
         ],
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
         "work_pool": {"name": "evals"},
@@ -73,6 +83,55 @@ RUNS_BY_ITSELF = {
         "parameters": {"config": "support"},
         "schedules": [{"cron": "15 4 * * *", "timezone": "Europe/Berlin", "slug": "every-night", "active": True}],
         "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.gate.gate": {
+        "name": "support",
+        "parameters": {"dataset": "support"},
+        "schedules": None,
+        "triggers": [
+            on_event("gate-on-change", "touchstone.webhook.bundle-changed", resource=RELEASE, whole_payload=True)
+        ],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.canary.canary_start": {
+        "name": "start",
+        "schedules": None,
+        "triggers": [on_event("canary-after-gate", "touchstone.release.candidate", resource=RELEASE)],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.canary.canary_watch": {
+        "name": "watch",
+        "schedules": [
+            {"cron": "*/5 * * * *", "timezone": "Europe/Berlin", "slug": "every-five-minutes", "active": True}
+        ],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.promotion.promotion": {
+        "name": "approval",
+        "schedules": None,
+        "triggers": [
+            on_event("approval-after-canary", "touchstone.release.graduated", resource=RELEASE, whole_payload=True)
+        ],
+        "concurrency_limit": None,  # a run that waits for a human must not keep the next candidate's from asking
+        "work_pool": {"name": "evals"},
+    },
+    "flows.attribution.attribution": {
+        "name": "support",
+        "schedules": None,
+        "triggers": [
+            on_event(
+                "attribution-after-drift",
+                "touchstone.drift.detected",
+                resource="touchstone.eval.support.support",
+                whole_payload=True,
+            )
+        ],
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
         "work_pool": {"name": "evals"},
     },
@@ -195,8 +254,9 @@ def test_prefect_yaml_has_no_key_that_prefect_would_silently_ignore() -> None:
     for deployment in DEPLOYMENTS:
         check(deployment, prefect_knows.DeploymentConfig)
         check(deployment["work_pool"], prefect_knows.WorkPoolConfig)
-        check(deployment["concurrency_limit"], prefect_knows.ConcurrencyLimitSpec)
-        for schedule in deployment["schedules"]:
+        if "concurrency_limit" in deployment:
+            check(deployment["concurrency_limit"], prefect_knows.ConcurrencyLimitSpec)
+        for schedule in deployment.get("schedules", ()):
             check(schedule, prefect_knows.RawScheduleConfig)
 
 
