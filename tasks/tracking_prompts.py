@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def _register(client: MlflowClient, name: str, digest: str, prompt: Prompt) -> N
         for field, value in prompt.parameters.model_dump(include={"temperature", "max_tokens", "top_p"}).items()
         if value is not None
     }
+    logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)  # a line for each prompt
     tags = {_VERSION: prompt.version, _DIGEST: digest, "author": prompt.author}
     client.register_prompt(
         name,
