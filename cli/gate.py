@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from touchstone.gate_records import GateReport
+    from touchstone.gate_records import Comparison, GateReport
     from touchstone.settings import Settings
 
 _EXIT = {"pass": 0, "fail": 1, "unmeasurable": 3}
@@ -147,6 +147,8 @@ def _print(report: GateReport) -> None:
         out.print(f"ended early, the rest could change nothing: {escape(report.ended_early)}")
     if decision.comparisons:
         out.print(_table(report))
+        if hidden := len(decision.comparisons) - len(_shown(report)):
+            out.print(f"[dim]{hidden} segments hold[/dim]")
     for check in decision.checks:
         mark = {"pass": "[green]ok[/]  ", "fail": "[red]FAIL[/]"}.get(check.verdict, "[magenta]?[/]   ")
         out.print(f"  {mark} {escape(check.name)}: {escape(check.detail)}")
@@ -165,26 +167,31 @@ def _print(report: GateReport) -> None:
 
 
 def _table(report: GateReport) -> Any:
+    """All metrics over all cases, and the segments that stand in the way."""
     from rich.table import Table
 
     from tasks.announce_gate import needed
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("metric", "segment", "champion", "candidate", "diff", "at worst", "margin", "n", "verdict", "needs"):
-        table.add_column(name, justify="left" if name in {"metric", "segment", "verdict", "needs"} else "right")
-    for row in report.decision.comparisons:
+    for name in ("comparison", "champion", "candidate", "at worst", "margin", "n", "verdict", "needs"):
+        table.add_column(name, justify="left" if name in {"comparison", "verdict", "needs"} else "right", no_wrap=True)
+    for row in _shown(report):
         style = "red" if row.verdict == "inferior" else "magenta" if row.stands_in_the_way else ""
         verdict = row.verdict.replace("_", " ")
         table.add_row(
-            row.metric,
-            row.segment,
+            row.name,
             "–" if row.champion is None else f"{row.champion:.3f}",
             "–" if row.candidate is None else f"{row.candidate:.3f}",
-            "–" if row.difference is None else f"{row.difference:+.3f}",
             f"{row.bound:+.3f}",
             "–" if row.margin is None else f"{row.margin:g}",
             f"{row.n}/{row.of}",
             f"[{style}]{verdict}[/]" if style else verdict,
-            needed(row),
+            needed(row) if report.decision.verdict == "unmeasurable" else "",
         )
     return table
+
+
+def _shown(report: GateReport) -> list[Comparison]:
+    from touchstone.gate_records import WHOLE
+
+    return [row for row in report.decision.comparisons if row.segment == WHOLE or row.stands_in_the_way]

@@ -102,14 +102,16 @@ class _Race:
         return self._decide(before.settled)
 
     async def _block(self, units: Sequence[Unit]) -> None:
-        trial, number = units[0][1], len(self.done) // BLOCK + 1
-        names = ("candidate", "champion")
-        await asyncio.gather(
-            *(
-                self.run(session, f"{name}, block {number}, trial {trial + 1}", units)
-                for name, session in zip(names, self.sessions, strict=False)
-            )
-        )
+        if not self.done:
+            for session in self.sessions:  # alone: the first calls open connections, and their latency is nobody's
+                await session.run_shard(units[:1])
+        number = len(self.done) // BLOCK + 1
+        sides = [
+            (session, f"{name}, block {number}, trial {units[0][1] + 1}")
+            for name, session in zip(("candidate", "champion"), self.sessions, strict=False)
+        ]
+        turns = sides if number % 2 else sides[::-1]  # who comes first waits for less, so they take turns
+        await asyncio.gather(*(self.run(session, title, units) for session, title in turns))
         self.done += units
 
     def _results(self) -> list[list[CaseResult]]:

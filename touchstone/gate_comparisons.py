@@ -142,7 +142,8 @@ def compare_metrics(
             pairs = Pairs.of_cases(ids, both, asked, scale)
             if segment == WHOLE or pairs.of:  # a segment that the metric is not asked of is none of its
                 row = _compare(metric, segment, pairs, gate, scale, policy.minimum_cases, levels)
-                rows.append(_early(row, levels) if metric in harmed and segment == WHOLE else row)
+                is_news = metric in harmed and segment == WHOLE and row.verdict != "inferior"
+                rows.append(_early(row, levels) if is_news else row)
     return tuple(rows)
 
 
