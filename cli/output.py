@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from touchstone.comparison import MetricChange
-from touchstone.policy import Policy
-from touchstone.report import EvalReport
+if TYPE_CHECKING:  # or every command would import scipy
+    from touchstone.comparison import MetricChange
+    from touchstone.policy import Policy
+    from touchstone.report import EvalReport
 
 STYLES = {
     "calibration": "dim",
