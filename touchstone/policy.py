@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from touchstone.drift import DriftPolicy, MetricSpec
+from touchstone.drift_records import DriftPolicy, MetricSpec
 from touchstone.release_policy import Factor, MetricGate, ReleasePolicy
 from touchstone.scorer_specs import (
     JUDGED,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from touchstone.drift import MetricSpec
+from touchstone.drift_records import MetricSpec
 
 RUBRIC_DIMENSIONS = ("faithfulness", "relevance", "completeness")
 RETRIEVAL_METRICS = ("ndcg", "mrr", "recall", "precision")
