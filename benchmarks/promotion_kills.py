@@ -1,6 +1,6 @@
 """`kill -9` over promotion, and many promotions at once: nothing is lost or doubled, the state is old or new.
 
-python -m benchmarks.promotion_kills [--kills 200] [--promotions 50] [--rounds 5] [--seed 1] [--postgres URL]
+python -m benchmarks.promotion_kills [--kills 200] [--promotions 50] [--rounds 5] [--rollbacks 10] [--seed 1]
 
 A child goes candidate -> approval -> promotion -> roll-back without end, on a real ledger and a real index: the two
 bundles have one retrieval config in two editions, so that every promotion and every roll-back moves the live index to
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -64,12 +65,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--promotions", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rollbacks", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--postgres", default=POSTGRES, help="Skipped when it cannot be reached")
     options = parser.parse_args()
     apply_defaults()
     with tempfile.TemporaryDirectory() as folder:
-        print(killed(Path(folder), options.kills, random.Random(options.seed)), flush=True)
+        if options.kills:
+            print(killed(Path(folder), options.kills, random.Random(options.seed)), flush=True)
+        if options.rollbacks:
+            print(effect(Path(folder) / "effect", options.rollbacks), flush=True)
         if not options.rounds:
             return
         races("SQLite", f"sqlite:///{folder}/race.db", options.promotions, options.rounds)
@@ -345,6 +350,38 @@ def _compete(url: str, environment: str, threads: int) -> None:
         sys.stdin.readline()
         barrier.wait()
         print(json.dumps([one.result() for one in told]), flush=True)
+
+
+def effect(root: Path, rollbacks: int) -> str:
+    """From the start of `touchstone rollback` until its event is in the ledger, where the gateway looks."""
+    root.mkdir()
+    settings = Settings(root=root)
+    walls, used = [], []
+    with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+        for number in range(rollbacks + 1):
+            _released(settings, ledger, deployment(f"bundle-{number}"))
+        for _ in range(rollbacks):
+            before = read_release(ledger).sequence
+            started = time.monotonic()
+            command = [sys.executable, "-m", "cli.main", "rollback", "--reason", "worse"]
+            process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            while not ledger.events(EventKind.RELEASE_ROLLED_BACK, since=before):
+                time.sleep(0.01)
+            walls.append(time.monotonic() - started)
+            process.kill()  # what it would do now is to tell MLflow and Prefect
+            used.append(os.wait4(process.pid, 0)[2].ru_utime)
+    return (
+        f"rollback: in effect {statistics.median(walls):.2f} s after its start (median of {rollbacks}, worst "
+        f"{max(walls):.2f} s), for {statistics.median(used):.2f} s of CPU"
+    )
+
+
+def _released(settings: Settings, ledger: Ledger, wanted: Deployment) -> None:
+    rules = ReleasePolicy.model_validate({"canary": {"required": False}, "approval": {"required": 0}})
+    state = read_release(ledger)
+    payload = steps.candidate(state, wanted.model_copy(update={"policy": rules}), "ci", "passed")
+    append_release(ledger, state, EventKind.RELEASE_CANDIDATE, payload)
+    promote(settings, ledger, "Ada", "good")
 
 
 @contextmanager

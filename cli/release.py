@@ -75,13 +75,14 @@ def rollback(
 
     It takes effect with the gateway's next answer. Exit 3 when the release went back and its index could not follow.
     """
-    from cli.output import exit_with
     from tasks.promotions import roll_back
 
     with _opened() as (settings, ledger):
         if repair:
             return _repair(settings, ledger, as_json)
         done = roll_back(settings, ledger, _who(by), reason, to=to, champion=champion)
+        from cli.output import exit_with  # only now: nothing that is not needed comes before the effect
+
         what = "the canary is off its traffic, and" if done.event.payload["what"] == "canary" else ""
         _print_done(done, as_json, f"{what} {_champion(done.state)} takes all traffic".strip())
         _deliver(settings, ledger)
