@@ -126,19 +126,6 @@ class Chain:
     def name(self) -> str:
         return self.environment.decode(errors="replace")
 
-    def copy(self) -> Chain:
-        """To go on twice from here."""
-        return Chain(
-            self.sizes,
-            self.environment,
-            self.head,
-            self.tree.copy(),
-            dict(self.marks),
-            list(self.needed),
-            dict(self.contents),
-            list(self.blanks),
-        )
-
     def keys(self, verify: Verify) -> KeyHistory:
         events = [event for event in self.needed if event[1] != EventKind.ENTRY_ERASED]
         return key_history(self.name, events, verify)

@@ -45,9 +45,6 @@ class Frontier:
             node = node_hash(left, node)
         return node
 
-    def copy(self) -> Frontier:
-        return Frontier(self.size, self.roots)
-
 
 def tree_root(leaves: Iterable[bytes]) -> bytes:
     """Root over leaf encodings, in one pass."""
