@@ -340,7 +340,8 @@ FACTORS: tuple[Swap, ...] = ("model", "prompt", "retrieval", "index")
 
 def chance_alone(runs: int, seed: int, cases: int = 60) -> dict[str, int]:
     """Verdicts where nothing happened but noise: flaky cases, and four factors that differ and do nothing."""
-    noise, verdicts = random.Random(seed), dict.fromkeys(("named", "by elimination", "interaction", "undecided"), 0)
+    noise = random.Random(seed)
+    verdicts: dict[str, int] = dict.fromkeys(["named", "by elimination", "interaction", "undecided"], 0)
     states = tuple(FactorState(factor=factor, standing=Standing.SWAPPABLE) for factor in FACTORS)
     for _ in range(runs):
         passes = {f"{number}": noise.betavariate(0.6, 0.4) for number in range(cases)}
