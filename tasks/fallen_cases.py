@@ -144,10 +144,9 @@ def read_run(settings: Settings, run_key: str) -> PastRun:
 
 def latest_run(settings: Settings) -> str:
     """The last finished eval. Raises BadInput when there is none."""
-    for folder in reversed(run_folders(settings.state)):
-        spool = Spool(folder)
+    for spool in reversed(_in_order(settings)):
         if spool.has("report.json") and spool.read_json("manifest.json").get("purpose") == "eval":
-            return folder.name
+            return spool.run_key
     raise BadInput("no eval has finished yet; `touchstone eval run` makes one")
 
 
@@ -160,11 +159,11 @@ def run_before(settings: Settings, after_key: str, change_point: str | None = No
     if change_point is None and (frozen := _last_of_baseline(settings, after)) is not None:
         return frozen
     earlier: list[str] = []
-    for folder in run_folders(settings.state):
-        if folder.name in {after_key, change_point}:
+    for spool in _in_order(settings):
+        if spool.run_key in {after_key, change_point}:
             break
-        if _is_good(Spool(folder), after):
-            earlier.append(folder.name)
+        if _is_good(spool, after):
+            earlier.append(spool.run_key)
     if not earlier:
         raise BadInput(
             f"no good run of {after.bundle_name} on {after.dataset_name} comes before {after_key}; "
@@ -187,6 +186,12 @@ def release_runs(settings: Settings) -> tuple[str, str]:
         if not deployment.run_keys:
             raise BadInput(f"the release of {deployment.name} names no run as its evidence; use --before and --after")
     return deployments[0].run_keys[0], deployments[1].run_keys[0]
+
+
+def _in_order(settings: Settings) -> list[Spool]:
+    """All runs, oldest first; their names tell the second only."""
+    spools = [Spool(folder) for folder in run_folders(settings.state)]
+    return sorted(spools, key=lambda spool: spool.read_json("manifest.json").get("created_at", ""))
 
 
 def _last_of_baseline(settings: Settings, after: EvalManifest) -> str | None:

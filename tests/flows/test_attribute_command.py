@@ -184,7 +184,9 @@ def test_bad_input_names_what_is_wrong(hours: Hours) -> None:
     assert "an older touchstone" in message["error"]
 
 
-def test_the_flow_takes_the_event_of_a_drift_and_completes_under_the_culprits_name(hours: Hours) -> None:
+def test_an_event_of_a_drift_tells_both_runs_and_without_one_they_are_the_latest_and_the_last_good_one(
+    hours: Hours,
+) -> None:
     good, other, bad = hours.run(), hours.run(), hours.run(WRONG)
     settings = load_settings()
     event = {"run_key": bad, "bundle": "hours", "dataset": "hours", "change_point": other}
