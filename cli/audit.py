@@ -101,6 +101,7 @@ def prove(
     from cli.output import out, print_json
     from tasks.anchors import anchor
     from tasks.audit_export import prove as make
+    from touchstone.errors import BadInput
 
     with _ledger() as (settings, ledger):
         proof = make(settings, ledger, sequence)
@@ -108,8 +109,11 @@ def prove(
     if file is None:
         sys.stdout.write(proof.encoded().decode())
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(proof.encoded())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(proof.encoded())
+    except OSError as error:
+        raise BadInput(f"--out {file}: {error.strerror}") from None
     if as_json:
         signed = proof.checkpoint
         return print_json({"out": str(file), "sequence": sequence, "size": signed.size, "key_id": signed.key_id})

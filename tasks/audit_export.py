@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +15,7 @@ from touchstone.audit import CHECKPOINTS, CONTENTS, PAYLOADS, RECORDS, AuditRepo
 from touchstone.audit_proof import Proof, ProofReport, make_proof, verify_proof
 from touchstone.checkpoint import SignedCheckpoint
 from touchstone.errors import BadInput
-from touchstone.ledger import Leaf, LedgerEvent, encode_payload
+from touchstone.ledger import EventKind, Leaf, LedgerEvent, encode_payload
 from touchstone.merkle import inclusion_path
 from touchstone.settings import Settings
 
@@ -42,23 +41,27 @@ def export_ledger(settings: Settings, ledger: Ledger, folder: Path) -> SignedChe
     """Write everything up to a new checkpoint. Raises BadInput when the folder is there and not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"--out {folder}: is there already and not an empty folder; name a new one")
-    checkpoint = make_checkpoint(settings, ledger)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(ledger, checkpoint, draft)
-        draft.chmod(0o755)  # mkdtemp's is for this user only; an export is made to be handed on
-        draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+            draft, checkpoint = _write_whole(settings, ledger, Path(name))
+            draft.replace(folder)
+    except OSError as error:
+        raise BadInput(f"--out {folder}: {error.strerror}") from None
     return checkpoint
 
 
 def verify_folder(
     folder: Path, trusted_key: str | None = None, anchors: Sequence[SignedCheckpoint] | None = None
 ) -> AuditReport:
-    """Verify an export; no ledger, no network. Raises BadInput when the folder is none."""
+    """Verify an export; no ledger, no network. Raises BadInput when the folder is none, or cannot be read."""
+    try:
+        return _verify_folder(folder, trusted_key, anchors)
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {error.strerror}") from None
+
+
+def _verify_folder(folder: Path, trusted_key: str | None, anchors: Sequence[SignedCheckpoint] | None) -> AuditReport:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; `touchstone audit export --out DIR` makes one")
     names = {path.name for path in folder.iterdir()}
@@ -94,6 +97,17 @@ def verify_proof_file(path: Path, trusted_key: str | None = None) -> ProofReport
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     return verify_proof(content, verify_signature, trusted_key)
+
+
+def _write_whole(settings: Settings, ledger: Ledger, parent: Path) -> tuple[Path, SignedCheckpoint]:
+    """What is erased while it is written would be missing without a record of it: it is written again, with it."""
+    while True:
+        draft = Path(tempfile.mkdtemp(dir=parent))
+        draft.chmod(0o755)  # mkdtemp's is for this user only; an export is made to be handed on
+        checkpoint = make_checkpoint(settings, ledger)
+        _write(ledger, checkpoint, draft)
+        if not ledger.events(EventKind.ENTRY_ERASED, since=checkpoint.size):
+            return draft, checkpoint
 
 
 def _write(ledger: Ledger, checkpoint: SignedCheckpoint, folder: Path) -> None:

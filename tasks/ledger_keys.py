@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def signing_key(settings: Settings, ledger: Ledger) -> SigningKey:
 
 
 def rotate(settings: Settings, ledger: Ledger, new_file: Path | None = None, *, lost: bool = False) -> SigningKey:
-    """Record a new key, signed by the old one, and use it from now on; the old file stays as <environment>.<id>.pem.
+    """Record a new key, signed by the old one, and use it from now on; each stays as <environment>.<id>.pem.
 
     `new_file`: a key in PEM instead of one made here. `lost`: the old key is gone, so nothing vouches for the new one,
     and whoever verifies has to be told of it. Raises BadInput, or LedgerConflict when somebody else rotated.
@@ -128,10 +129,14 @@ def _file(settings: Settings, key_id: str) -> Path:
 
 
 def _settle(settings: Settings, key_id: str) -> None:
-    """<environment>.<key id>.pem becomes <environment>.pem, and what that was keeps a name of its own."""
+    """<environment>.pem becomes a further name of <environment>.<key id>.pem.
+
+    Every key keeps the name with its id: two that rotate at once may take each other's place here, but no key is lost.
+    """
     path = key_folder(settings) / f"{settings.environment}.pem"
     if path.exists():
         with suppress(FileExistsError):
             os.link(path, _file(settings, read_key_file(path).key_id))
-    with suppress(FileNotFoundError):  # somebody else was faster
-        os.replace(_file(settings, key_id), path)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    os.link(_file(settings, key_id), draft)
+    os.replace(draft, path)

@@ -125,6 +125,8 @@ def test_bad_input_is_exit_2_and_says_what_to_do(root: Path, touchstone: Any, ex
         (["verify", "out", "--anchor", "nowhere"], "No such file"),
         (["verify", "out", "--anchor", "no-key.pem"], "holds no signed checkpoint"),
         (["export", "--out", "out"], "is there already"),
+        (["export", "--out", "no-key.pem/out"], "--out no-key.pem/out: "),
+        (["prove", "--sequence", "2", "--out", "empty"], "--out empty: Is a directory"),
         (["prove", "--sequence", "99"], "has events 1 to 4"),
         (["erase", "--sequence", "1", "--reason", " "], "an erasure needs one"),
         (["erase", "--sequence", "4", "--reason", "x"], "stays: the proof needs"),
