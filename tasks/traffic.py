@@ -191,7 +191,8 @@ def _missing_answer(info: TraceInfo) -> str:
         return "error"
     if info.tags.get("touchstone.fallback") == "true":
         return "answered by a fall-back"
-    return "" if (info.response_preview or "").strip(' "') else "no answer"
+    empty = {"", "null", '""'}  # as JSON: the answer "null" has quotes
+    return "no answer" if (info.response_preview or "").strip() in empty else ""
 
 
 def _traces(client: MlflowClient, experiment_id: str, since: datetime, until: datetime) -> Iterator[TraceInfo]:
