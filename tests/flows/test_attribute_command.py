@@ -105,7 +105,7 @@ def test_a_fall_that_has_passed_is_undecided_and_pays_for_no_swap(hours: Hours) 
 def test_replays_are_no_runs_and_the_runs_stay_as_they_were(hours: Hours, touchstone: Any) -> None:
     before, after = hours.run(), hours.run(WRONG)
     hours.attribute("--before", before, "--after", after)
-    assert [run["run_key"] for run in touchstone("eval", "show", "--json")[1]["runs"]] == [before, after]
+    assert {run["run_key"] for run in touchstone("eval", "show", "--json")[1]["runs"]} == {before, after}
 
 
 def test_too_few_calls_to_decide_are_told_before_any_is_made(hours: Hours) -> None:
@@ -184,7 +184,7 @@ def test_bad_input_names_what_is_wrong(hours: Hours) -> None:
     assert "an older touchstone" in message["error"]
 
 
-def test_an_event_of_a_drift_tells_both_runs_and_without_one_they_are_the_latest_and_the_last_good_one(
+def test_an_event_tells_the_runs_and_without_one_they_are_the_latest_and_the_last_good_one(
     hours: Hours,
 ) -> None:
     good, other, bad = hours.run(), hours.run(), hours.run(WRONG)
