@@ -19,7 +19,7 @@ from tasks.environment import apply_defaults
 from tasks.ledger import Ledger
 from tasks.loading import load_settings
 from tasks.outbox import deliver
-from tasks.promotions import ask, decide, finish, promote
+from tasks.promotions import ask, decide, finish, promote, repair
 from tasks.releases import read_release
 from tasks.waiting_runs import FLOW, FormAnswers, end_waiting_runs, form_answers
 from touchstone.errors import BadInput, LedgerConflict, TouchstoneError
@@ -59,6 +59,10 @@ def promotion(event: dict[str, Any] | None = None) -> State:
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
         answers = form_answers(flow_run.id)
         found = _already(ledger, event or {}, answers) or _decided(settings, ledger, answers)
+        try:
+            repair(settings, ledger)  # where a process died between a release and its index
+        except TouchstoneError as error:
+            log.error("%s", error)
         for warning in deliver(settings, ledger):
             log.warning("%s", warning)
     log.info("%s: %s", found.name, found.message)
