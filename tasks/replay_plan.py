@@ -148,6 +148,8 @@ def _standing(settings: Settings, fall: Fall, factor: Swap) -> FactorState:
     )
     if factor not in differing(before, after):
         return state
+    if state.before == state.after:  # edited under its old version
+        state = state.model_copy(update={"after": f"{state.after} (edited)"})
     if factor not in movers(fall.golden.policy, fall.metric):
         return state.model_copy(update={"standing": Standing.IRRELEVANT})
     index = swapped(before, after, (factor,)).index if factor in {"retrieval", "index"} else None

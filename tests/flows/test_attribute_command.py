@@ -81,7 +81,7 @@ def test_the_prompt_is_named_beside_a_harmless_new_model_and_the_ledger_keeps_it
         assert event is not None
         assert (event.payload["culprits"], event.payload["metric"]) == (["prompt"], "ok")
         stored = AttributionReport.model_validate_json(ledger.content(event))
-    assert "| prompt | inline | inline | 12 | 12 of 12 |" in markdown(stored)
+    assert "| prompt | inline | inline (edited) | 12 | 12 of 12 |" in markdown(stored)
 
 
 def test_a_model_that_moved_behind_its_name_is_named_by_elimination(hours: Hours) -> None:
