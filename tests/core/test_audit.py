@@ -138,8 +138,8 @@ def test_what_was_exported_verifies_and_is_counted() -> None:
 
 def test_every_flip_of_every_bit_is_found() -> None:
     """Hexadecimal case, white space, line ends and all; the whole verification each time."""
-    log = Log().created().append(EventKind.GATE_DECIDED, {"n": 1}, b"content").signed()
-    log.append(EventKind.ATTRIBUTION_DECIDED, {"n": 2}).erased(3).signed()
+    log = Log().created().append(EventKind.GATE_DECIDED, {"n": 1}, b"content").erased(2)
+    log.append(EventKind.GATE_DECIDED, {"n": 2}, b"content").signed()
     files = log.files()
     flips = 0
     for name, content in files.items():
@@ -149,7 +149,7 @@ def test_every_flip_of_every_bit_is_found() -> None:
                 flipped[position] ^= 1 << bit
                 flips += 1
                 assert not verify(files | {name: bytes(flipped)}).verified, (name, position, bit)
-    assert flips == 8 * sum(map(len, files.values())) > 20_000
+    assert flips == 8 * sum(map(len, files.values())) > 15_000
 
 
 @pytest.mark.parametrize("name", ["records", "payloads", "checkpoints"])
