@@ -203,8 +203,10 @@ def _print(looked: Looked) -> None:
 def _looks_table(past: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
+    from tasks.announce_canary import way
+
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("look", "at", "share", "judged", "slowest guardrail", "harm, of its limit", "verdict"):
+    for name in ("look", "at", "share", "judged", "slowest, of the way", "harm, of the way", "verdict"):
         table.add_column(name, justify="left" if name in {"at", "verdict"} else "right")
     for found in past:
         table.add_row(
@@ -213,7 +215,7 @@ def _looks_table(past: list[dict[str, Any]]) -> Any:
             f"{found['share']:.0%}",
             str(found["n_canary"]),
             f"{max(found['progress'], 0):.0%}",
-            f"{found['harm']:.2f}",
+            f"{max(way(found['harm'] * found['limit'], found['limit']), 0):.0%}",
             found["verdict"],
         )
     return table

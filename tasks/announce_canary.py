@@ -81,12 +81,12 @@ def _trend(looks: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     rows = [
         "",
-        "| look | at (UTC) | share | judged | slowest guardrail | harm, of its limit | verdict |",
+        "| look | at (UTC) | share | judged | slowest, of the way | harm, of the way | verdict |",
         "|---:|---|---:|---:|---:|---:|---|",
     ]
     rows += [
         f"| {look['look']} | {look['at'][11:16]} | {look['share']:.0%} | {look['n_canary']} "
-        f"| {_share(look['progress'])} | {look['harm']:.2f} | {look['verdict']} |"
+        f"| {_share(look['progress'])} | {_share(way(look['harm'] * look['limit'], look['limit']))} | {look['verdict']} |"
         for look in looks
     ]
     return rows

@@ -123,9 +123,8 @@ def gather(settings: Settings, spool: Spool, release: ReleaseState, state: LookS
     _count(state, canary, policy, counted, judged)
     _forget(state, traffic, now)
     facts = _facts(state, now, trouble, traffic.in_words())
-    return Seen(
-        state, facts, judged.scores, traffic.left_out, traffic.unanswered, dict(judged.failures), judged.spent_usd, []
-    )
+    scores = {} if trouble else judged.scores  # otherwise they are judged again, and would be written twice
+    return Seen(state, facts, scores, traffic.left_out, traffic.unanswered, dict(judged.failures), judged.spent_usd, [])
 
 
 def _judge(

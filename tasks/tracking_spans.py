@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from touchstone.results import Call, Failure, RetrievedChunk
 
 if TYPE_CHECKING:
-    from mlflow.entities import Span, TraceInfo
+    from mlflow.entities import Feedback, Span, TraceInfo
     from opentelemetry.sdk.trace import Event
 
 _HTTP_THREADS = 4
@@ -115,6 +115,19 @@ def send_traces(store: Any, experiment_id: str, traces: Sequence[tuple[TraceInfo
     with ThreadPoolExecutor(_HTTP_THREADS) as pool:
         list(pool.map(store.start_trace, infos))
     store.log_spans(experiment_id, spans)
+
+
+def send_feedback(store: Any, experiment_id: str, feedback: Sequence[Feedback]) -> None:
+    """Feedback on traces that are there; each names its trace."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if isinstance(store, SqlAlchemyStore):
+        with _one_transaction(store, experiment_id) as transaction:
+            for one in feedback:
+                transaction.create_assessment(one)
+        return
+    with ThreadPoolExecutor(_HTTP_THREADS) as pool:
+        list(pool.map(store.create_assessment, feedback))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.tracking_address import TrackingUnavailable, connected
+from tasks.tracking_spans import send_feedback
 from touchstone.canary_sampling import ServedRequest
 from touchstone.results import Answer, Retrieval, RetrievedChunk
 from touchstone.settings import Settings
@@ -95,16 +96,22 @@ def read_answers(settings: Settings, trace_ids: Sequence[str]) -> dict[str, Trac
 
 def write_scores(settings: Settings, scores: Mapping[str, Mapping[str, float]], judge: str) -> list[str]:
     """Our scores (0 to 1) as feedback on the traces, by trace id. The tests need none of it: warnings, no error."""
+    if not scores:
+        return []
     from mlflow.entities import AssessmentSource, Feedback
     from mlflow.tracing.client import TracingClient
 
+    source = AssessmentSource("LLM_JUDGE", f"{OWN_SOURCE}{judge}") if judge else AssessmentSource("CODE", OWN_SOURCE)
+    feedback = [
+        Feedback(name=name, value=value, source=source, trace_id=trace_id)
+        for trace_id, metrics in scores.items()
+        for name, value in metrics.items()
+    ]
     try:
         with connected(settings) as client:
-            tracing = TracingClient(client.tracking_uri)
-            for trace_id, metrics in scores.items():
-                for name, value in metrics.items():
-                    source = AssessmentSource("LLM_JUDGE", f"{OWN_SOURCE}{judge or 'rules'}")
-                    tracing.log_assessment(trace_id, Feedback(name=name, value=value, source=source))
+            experiment = client.get_experiment_by_name(experiment_name(settings.environment))
+            if experiment is not None:
+                send_feedback(TracingClient(client.tracking_uri).store, experiment.experiment_id, feedback)
     except TrackingUnavailable as error:
         return [f"scores were not written to the traces: {error}"]
     return []

@@ -69,10 +69,8 @@ def _decide(
     if canary.status is CanaryStatus.HELD:
         return CanaryVerdict.HOLD, f"held: {canary.reason}"
     trouble = facts.trouble or _silence(facts, canary, policy)
-    if canary.status is CanaryStatus.GRADUATED:
-        return (
-            (CanaryVerdict.UNMEASURABLE, trouble) if trouble else (CanaryVerdict.CONTINUE, "graduated; no harm since")
-        )
+    if canary.status is CanaryStatus.GRADUATED:  # it waits for people: only harm counts, and silence is no news
+        return CanaryVerdict.CONTINUE, f"graduated; {trouble or 'no harm since'}"
     hours = (facts.now - datetime.fromisoformat(canary.started_at)).total_seconds() / 3600
     if hours >= policy.max_hours:
         why = trouble or _state_of(evidence, facts)
