@@ -84,11 +84,12 @@ def _trend(looks: Sequence[Mapping[str, Any]]) -> list[str]:
         "| look | at (UTC) | share | judged | slowest, of the way | harm, of the way | verdict |",
         "|---:|---|---:|---:|---:|---:|---|",
     ]
-    rows += [
-        f"| {look['look']} | {look['at'][11:16]} | {look['share']:.0%} | {look['n_canary']} "
-        f"| {_share(look['progress'])} | {_share(way(look['harm'] * look['limit'], look['limit']))} | {look['verdict']} |"
-        for look in looks
-    ]
+    for look in looks:
+        harm = way(look["harm"] * look["limit"], look["limit"])
+        rows.append(
+            f"| {look['look']} | {look['at'][11:16]} | {look['share']:.0%} | {look['n_canary']} "
+            f"| {_share(look['progress'])} | {_share(harm)} | {look['verdict']} |"
+        )
     return rows
 
 
