@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from tasks.ledger import Ledger
     from tasks.promotions import Decided, Done
-    from touchstone.release import ReleaseState
+    from touchstone.release import ApprovalRequest, ReleaseState
     from touchstone.settings import Settings
 
 app = typer.Typer(help="What this environment serves, what wants to, and how it came to it.", no_args_is_help=True)
@@ -126,37 +126,34 @@ def history(
 def _decide(decision: Literal["approve", "deny"], reason: str, by: str | None, key: Path | None, as_json: bool) -> None:
     from cli.output import exit_with, print_json
     from cli.release_tables import print_decided
-    from tasks.promotions import ask, decide
+    from tasks.promotions import decide
 
     with _opened() as (settings, ledger):
-        request, signature = ask(ledger), None
-        if key is not None:
-            from tasks.signing import sign_approval
-
-            signature = sign_approval(key, request.approval_id, request.fingerprint, decision)
-        decided = decide(
-            *(settings, ledger, decision, _who(by), reason),
-            via="command",
-            approval_id=request.approval_id,
-            signature=signature,
-        )
+        sign = _signer(key, decision) if key else None
+        decided = decide(settings, ledger, decision, _who(by), reason, via="command", sign=sign)
         if as_json:
-            print_json(_decided(decided, decision, request.approval_id))
+            print_json(_decided(decided, decision))
         else:
             print_decided(decided, decision)
         _deliver(settings, ledger)
         if decided.is_over:
-            _end_waiting_flow_run(request.approval_id, decision, _who(by), reason)
+            _end_waiting_flow_run(decided.approval_id, decision, _who(by), reason)
     exit_with(_index_code(decided.promoted))
 
 
-def _decided(decided: Decided, decision: str, approval_id: str) -> dict[str, Any]:
+def _signer(key: Path, decision: str) -> Callable[[ApprovalRequest], str]:
+    from tasks.signing import sign_approval
+
+    return lambda request: sign_approval(key, request.approval_id, request.fingerprint, decision)
+
+
+def _decided(decided: Decided, decision: str) -> dict[str, Any]:
     from touchstone.release_record import deployment_record
 
     champion = decided.state.champion
     return {
         "decision": decision,
-        "approval_id": approval_id,
+        "approval_id": decided.approval_id,
         "event": decided.event.sequence if decided.event else None,
         "promoted": decided.is_promoted,
         "open": decided.open,

@@ -16,18 +16,16 @@ from typing import Any, Literal
 from tasks.ledger import Ledger
 from tasks.releases import append_release, read_release
 from touchstone import release_steps as steps
-from touchstone.errors import BadInput, LedgerConflict, TouchstoneError
+from touchstone.errors import LedgerConflict, TouchstoneError
 from touchstone.ledger import EventKind, LedgerEvent
-from touchstone.pii import scrub
-from touchstone.privacy import redact_secrets
 from touchstone.release import ApprovalRequest, Candidate, ReleaseState
 from touchstone.release_policy import Approver
+from touchstone.release_words import clean_name, clean_reason, needed_reason
 from touchstone.settings import Settings
 
 Step = Callable[[ReleaseState], tuple[EventKind, dict[str, Any]]]
 
 _ATTEMPTS = 10
-_LONGEST_NAME, _LONGEST_REASON = 200, 2000
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Decided:
 
     event: LedgerEvent | None
     state: ReleaseState
+    approval_id: str = ""
     promoted: Done | None = None
     open: str | None = None  # why nothing was promoted yet
     is_promoted: bool = False  # by this word, or by who was faster with the same approvals
@@ -72,7 +71,7 @@ def roll_back(
     settings: Settings, ledger: Ledger, by: str, reason: str, *, to: int | None = None, champion: bool = False
 ) -> Done:
     """Take the canary off its traffic; without one, with `champion` or with `to`, an earlier champion serves again."""
-    by, reason = clean_name(by), _required(clean_reason(reason))
+    by, reason = clean_name(by), needed_reason(reason)
 
     def canary_back(state: ReleaseState) -> tuple[EventKind, dict[str, Any]]:
         return EventKind.RELEASE_ROLLED_BACK, steps.roll_back_canary(state, by, reason)
@@ -88,7 +87,7 @@ def roll_back(
 
 def stop(settings: Settings, ledger: Ledger, by: str, reason: str) -> Done:
     """Somebody takes the candidate off all traffic, without saying that it did harm."""
-    by, reason = clean_name(by), _required(clean_reason(reason))
+    by, reason = clean_name(by), needed_reason(reason)
     state = read_release(ledger)
     event = _take(ledger, state, lambda now: (EventKind.CANARY_STOPPED, steps.stop_canary(now, by, reason)), _canary_id)
     return _done(settings, ledger, event)
@@ -101,13 +100,10 @@ def ask(ledger: Ledger, *, again: bool = False) -> ApprovalRequest:
         request = _request(state)
         if request is not None and not (again and request.is_expired(datetime.now(UTC))):
             return request
-        place = state.candidate.sequence if state.candidate else 0
-        payload = steps.ask_approval(state, f"approval-{place}-{secrets.token_hex(3)}", datetime.now(UTC))
         try:
-            event = append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
+            return _ask(ledger, state, _draft(state))
         except LedgerConflict:
             continue  # somebody asks at the same time: theirs is as good
-        return ApprovalRequest(asked_at=event.at, **payload)
     raise LedgerConflict(f"{ledger.environment}: the release moved on while its approval was asked for; look again")
 
 
@@ -121,21 +117,30 @@ def decide(
     via: str,
     approval_id: str | None = None,
     signature: str | None = None,
+    sign: Callable[[ApprovalRequest], str] | None = None,
 ) -> Decided:
     """Record one person's word, and promote when it was the last one that lacked.
 
     `approval_id`: the question that was answered; an answer to another one counts for nothing. Without it the open
-    one, which is asked when there is none. Raises BadInput when the word does not count; nothing is then recorded.
+    one, which is asked when there is none; `sign` then makes the signature. Raises BadInput when the word does not
+    count: nothing is recorded then, not even the question.
     """
     by, reason = clean_name(by), clean_reason(reason)
-    asked = approval_id or ask(ledger).approval_id
     state = read_release(ledger)
+    if approval_id is None:
+        request = _request(state) or ApprovalRequest(asked_at=datetime.now(UTC).isoformat(), **_draft(state))
+        approval_id, signature = request.approval_id, sign(request) if sign else signature
+        if _request(state) is None:
+            asked = _with_request(state, request)
+            _give(decision, by, reason, approval_id, via, signature)(asked)  # would it count?
+            _ask(ledger, state, request.model_dump(mode="json", exclude={"asked_at", "given"}))
+            state = read_release(ledger)
     event = None
-    if not (decision == "approve" and _stands_already(state, asked, by)):
-        event = _take(ledger, state, _give(decision, by, reason, asked, via, signature), _approval_id)
+    if not (decision == "approve" and _stands_already(state, approval_id, by)):
+        event = _take(ledger, state, _give(decision, by, reason, approval_id, via, signature), _approval_id)
     if decision == "deny":
-        return Decided(event, read_release(ledger))
-    decided = finish(settings, ledger, event)
+        return Decided(event, read_release(ledger), approval_id)
+    decided = replace(finish(settings, ledger, event), approval_id=approval_id)
     if state.candidate and _is_released(decided.state, state.candidate):
         return replace(decided, open=None, is_promoted=True)
     return decided
@@ -158,7 +163,7 @@ def finish(settings: Settings, ledger: Ledger, event: LedgerEvent | None = None)
         if _is_released(now, candidate):
             return Decided(event, now, is_promoted=True)
         raise type(error)(f"approved, but not promoted: {error}. `touchstone promote` tries it again") from None
-    return Decided(event, done.state, done, is_promoted=True)
+    return Decided(event, done.state, promoted=done, is_promoted=True)
 
 
 def ask_where_needed(ledger: Ledger) -> ApprovalRequest | None:
@@ -178,11 +183,8 @@ def index_behind(ledger: Ledger, state: ReleaseState) -> str | None:
         return None
     from tasks.release_index import is_behind
 
-    return (
-        "the live index has not followed the release; `touchstone rollback --repair`"
-        if is_behind(ledger, state)
-        else None
-    )
+    what = "the live index has not followed the release; `touchstone rollback --repair`"
+    return what if is_behind(ledger, state) else None
 
 
 def repair(settings: Settings, ledger: Ledger) -> tuple[ReleaseState, str | None]:
@@ -191,19 +193,6 @@ def repair(settings: Settings, ledger: Ledger) -> tuple[ReleaseState, str | None
 
     state = read_release(ledger)
     return state, follow_release(settings, ledger, state)
-
-
-def clean_name(name: str) -> str:
-    """A person's name as it is recorded. Personal, and kept on purpose: the ledger has to say who."""
-    name = " ".join(redact_secrets(_printable(name)).split())[:_LONGEST_NAME]
-    if not name:
-        raise BadInput("who is it? `--by NAME`, for those who read it later")
-    return name
-
-
-def clean_reason(reason: str) -> str:
-    """A reason without secrets, personal data of others, and what would upset a terminal."""
-    return scrub(redact_secrets(_printable(reason))).strip()[:_LONGEST_REASON]
 
 
 def _take(ledger: Ledger, state: ReleaseState, step: Step, about: Callable[[ReleaseState], object]) -> LedgerEvent:
@@ -218,6 +207,23 @@ def _take(ledger: Ledger, state: ReleaseState, step: Step, about: Callable[[Rele
             if attempt == _ATTEMPTS or about(state) != meant:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def _draft(state: ReleaseState) -> dict[str, Any]:
+    place = state.candidate.sequence if state.candidate else 0
+    return steps.ask_approval(state, f"approval-{place}-{secrets.token_hex(3)}", datetime.now(UTC))
+
+
+def _ask(ledger: Ledger, state: ReleaseState, payload: dict[str, Any]) -> ApprovalRequest:
+    event = append_release(ledger, state, EventKind.APPROVAL_ASKED, payload)
+    return ApprovalRequest(asked_at=event.at, **payload)
+
+
+def _with_request(state: ReleaseState, request: ApprovalRequest) -> ReleaseState:
+    """The state as it will be when the question is asked."""
+    assert state.candidate is not None  # its draft was made
+    candidate = state.candidate.model_copy(update={"approval": request})
+    return state.model_copy(update={"candidate": candidate})
 
 
 def _give(decision: str, by: str, reason: str, approval_id: str, via: str, signature: str | None) -> Step:
@@ -260,6 +266,9 @@ def _done(settings: Settings, ledger: Ledger, event: LedgerEvent) -> Done:
         return Done(event, state, index_version=follow_release(settings, ledger, state))
     except TouchstoneError as error:
         return Done(event, state, index_error=str(error))
+    except Exception as error:  # Lance raises what it likes; the release event stands, and must not look undone
+        why = f"{type(error).__name__}: {error}"
+        return Done(event, state, index_error=f"{why}; the release stands, `touchstone rollback --repair` repeats this")
 
 
 def _stands_already(state: ReleaseState, approval_id: str, by: str) -> bool:
@@ -289,13 +298,3 @@ def _approval_id(state: ReleaseState) -> str | None:
 
 def _canary_id(state: ReleaseState) -> str | None:
     return state.canary.canary_id if state.canary else None
-
-
-def _required(reason: str) -> str:
-    if not reason:
-        raise BadInput("why? `--reason WHY`, for those who read it later")
-    return reason
-
-
-def _printable(text: str) -> str:
-    return "".join(mark if mark.isprintable() else " " for mark in text)
