@@ -104,7 +104,7 @@ class Toll:
         )
 
 
-def killed(folder: Path, kills: int, chance: random.Random, longest_s: float = 0.3) -> Toll:
+def killed(folder: Path, kills: int, chance: random.Random, longest_s: float = 0.6) -> Toll:
     """Kill children over promotion; raises SystemExit when anything was lost, doubled or torn."""
     import lancedb  # noqa: F401 - or every child would spend its life on the import
 
