@@ -148,7 +148,9 @@ class Failover:
             if left_s <= 0:
                 raise TimeoutError
             async with asyncio.timeout(left_s):
-                text, call = await self._complete(candidate, await build(candidate))
+                messages = await build(candidate)
+                started = time.monotonic()  # what comes before it is not the vendor's time
+                text, call = await self._complete(candidate, messages)
                 count.cost_usd += call.cost_usd or 0.0
                 text = check_call(text, call, endpoint, candidate.parameters)
         except TimeoutError:  # others took the time: nothing is held against this one's circuit

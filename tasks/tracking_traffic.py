@@ -156,6 +156,18 @@ class TrafficSender:
         self._thread = threading.Thread(target=self._run, name="traffic traces", daemon=True)
         self._thread.start()
 
+    def warm_up(self, environment: str) -> None:
+        """Seconds of imports, and of tables for a new store, before there is traffic that they would slow down.
+
+        Without MLflow it says so, and the sending tries again.
+        """
+        try:
+            with connected(self._settings) as client:
+                self._experiment(client, environment)
+        except TrackingUnavailable as error:
+            self._last_error = str(error)
+            _log.warning("traffic traces wait: %s", error)
+
     def offer(self, live: LiveAnswer) -> None:
         """Never waits, never raises."""
         try:

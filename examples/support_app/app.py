@@ -78,7 +78,9 @@ def create_app(options: AppOptions) -> FastAPI:
         releases = ReleaseClient(options.gateway, options.settings.environment, options.poll_s)
         sender = TrafficSender(options.settings)
         await asyncio.to_thread(releases.start)
-        await asyncio.to_thread(litellm_module)  # seconds of import that no customer should wait for
+        # Seconds of imports that no customer should wait for.
+        await asyncio.to_thread(litellm_module)
+        await asyncio.to_thread(sender.warm_up, options.settings.environment)
         assistant = Assistant(
             options.settings,
             releases,

@@ -74,19 +74,19 @@ class Assistant:
         release = self._releases.current()
         routed = route(release, key)
         candidates = [Candidate(routed.served.definition), *await self._fallbacks(release, routed)]
-        found: dict[str, Retrieval | None] = {}
+        found: dict[tuple[str, bool], Retrieval | None] = {}  # by config: bundles that share one share the search
 
         async def build(candidate: Candidate) -> Messages:
-            pinned = routed.served.pins_index and routed.arm == "canary" and not candidate.is_fallback
-            name = candidate.definition.bundle.name
-            found[name] = await asyncio.to_thread(
-                self._retrievers.search, candidate.definition, question, pinned=pinned
-            )
-            return _messages(candidate.definition, question, found[name])
+            key = _searched(routed, candidate)
+            if key not in found:
+                found[key] = await asyncio.to_thread(
+                    self._retrievers.search, candidate.definition, question, pinned=key[1]
+                )
+            return _messages(candidate.definition, question, found[key])
 
         answered = await self.failover.answer(candidates, build)
         served = answered.candidate or candidates[0]
-        retrieval = found.get(served.definition.bundle.name)
+        retrieval = found.get(_searched(routed, served))
         reply = Reply(uuid.uuid4().hex, routed, answered, retrieval)
         self._count(reply)
         config = served.definition.retrieval
@@ -143,6 +143,13 @@ class Assistant:
         self.counts["failed" if reply.failure else "answered"] += 1
         self.counts[f"arm_{reply.routed.arm}"] += 1
         self.counts["fallback"] += reply.is_fallback
+
+
+def _searched(routed: Route, candidate: Candidate) -> tuple[str, bool]:
+    """(retrieval config, whether the index is the release's own): only a canary of another retrieval pins it."""
+    config = candidate.definition.retrieval
+    pinned = routed.served.pins_index and routed.arm == "canary" and not candidate.is_fallback
+    return (config.fingerprint if config else "", pinned)
 
 
 def _messages(definition: Definition, question: str, retrieval: Retrieval | None) -> Messages:
