@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ _MLFLOW_UI, _PREFECT_UI = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 
 
 def demo() -> None:
-    """Index, baseline, quiet days; documents change and the index follows; then the vendor silently changes."""
+    """Index, baseline, quiet days; releases; documents change, the index follows; then the vendor silently changes."""
     from cli.demo_reindex import own_corpus
     from cli.output import exit_with, out
 
@@ -49,7 +50,7 @@ def demo() -> None:
     )
     with emulated_vendor() as address:
         retrieval = own_corpus(settings)
-        bundle = _bundle_at(settings, retrieval, address)
+        bundle = _bundle_at(settings, retrieval, address, "support")
         reports = asyncio.run(_days(settings, retrieval, bundle, address))
     out.print()
     _print_days(reports)
@@ -61,21 +62,27 @@ def demo() -> None:
 @contextmanager
 def emulated_vendor() -> Iterator[str]:
     """The emulator in a process of its own, on a free port; yields its address."""
-    command = [sys.executable, "-m", "cli.main", "emulator", "serve", "--port", "0", "--seed", "7"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with serving("cli.main", "emulator", "serve", "--port", "0", "--seed", "7") as address:
+        yield address
+
+
+@contextmanager
+def serving(module: str, *arguments: str) -> Iterator[str]:
+    """A server of ours in a process of its own, which prints its address; yields that."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if "http" not in line:
-            raise RuntimeError(f"the emulated vendor did not start: exit code {process.wait()}")
+            raise RuntimeError(f"{module} did not start: exit code {process.wait()}")
         yield "http" + line.split("http", 1)[1].split()[0]
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=30)
 
 
 async def _days(settings: Settings, retrieval: Path, bundle: Path, address: str) -> list[EvalReport]:
-    from cli import demo_reindex
+    from cli import demo_reindex, demo_release
     from cli.output import out
     from flows.golden_eval import calibrate_runs, run_as_flow
     from tasks.plan import EvalRequest
@@ -92,6 +99,12 @@ async def _days(settings: Settings, retrieval: Path, bundle: Path, address: str)
     )
     reports = []
     for day in range(1, 6):
+        if day == 2:
+            steps = demo_release.releases(
+                settings, partial(_bundle_at, settings, retrieval, address), reports[0].run_key
+            )
+            while line := await asyncio.to_thread(next, steps, None):
+                out.print(line)
         if day == 3:
             for line in await asyncio.to_thread(demo_reindex.documents_change, settings, retrieval):
                 out.print(line)
@@ -107,12 +120,12 @@ async def _days(settings: Settings, retrieval: Path, bundle: Path, address: str)
     return reports
 
 
-def _bundle_at(settings: Settings, retrieval: Path, address: str) -> Path:
-    """The bundle `support`, pointed at this demo's documents and vendor, whose address is in no fingerprint."""
-    bundle = yaml.safe_load((settings.root / "bundles" / "support.yaml").read_text())
+def _bundle_at(settings: Settings, retrieval: Path, address: str, name: str) -> Path:
+    """A bundle, pointed at this demo's documents and vendor, whose address is in no fingerprint."""
+    bundle = yaml.safe_load((settings.root / "bundles" / f"{name}.yaml").read_text())
     bundle["retrieval"] = str(retrieval)
     bundle["api_base"] = bundle["judge"]["api_base"] = f"{address}/v1"
-    path = settings.state / "demo" / "support.yaml"
+    path = settings.state / "demo" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(bundle))
     return path

@@ -22,7 +22,9 @@ from touchstone.evalues import bounded_exp, e_bh
 
 Verdict = Literal["promote", "rollback"]
 
-STAKES = (0.5, 1.0, 2.0)  # of delta / v, the stake that grows fastest where the truth is "equal"
+# Of delta / v, the stake that grows fastest where the truth is "equal"; at twice that the promotion's would gain nothing
+# there, and let through more of what is a little worse than the margin.
+PROMOTE_STAKES, ROLLBACK_STAKES = (0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
 _MOST = 0.95  # of the stake at which one request could take everything
 _PRIOR_VARIANCE, _PRIOR_WEIGHT = 0.25, 50.0  # of D: the largest that one score can have, so first stakes are small
 
@@ -36,7 +38,8 @@ class CanaryGate:
         self.delta, self.alpha = delta, alpha
         self.n = 0
         self._sum = self._squares = 0.0
-        self._promote, self._rollback = [0.0] * len(STAKES), [0.0] * len(STAKES)  # log wealth of each stake
+        self._promote = [0.0] * len(PROMOTE_STAKES)  # log wealth of each stake
+        self._rollback = [0.0] * len(ROLLBACK_STAKES)
 
     def update(self, canary_score: float, baseline_scores: Sequence[float]) -> Verdict | None:
         """Count one canary request beside champion requests of its time; what is known by now.
@@ -50,9 +53,10 @@ class CanaryGate:
             raise ValueError("a canary request is compared with one champion request at least")
         difference = canary_score - math.fsum(baseline_scores) / len(baseline_scores)
         unit = self.delta / self._variance()
-        for place, share in enumerate(STAKES):
+        for place, share in enumerate(PROMOTE_STAKES):
             stake = min(share * unit, _MOST / (1 - self.delta))
             self._promote[place] += math.log1p(stake * (difference + self.delta))
+        for place, share in enumerate(ROLLBACK_STAKES):
             self._rollback[place] += math.log1p(-min(share * unit, _MOST) * difference)
         self.n += 1
         self._sum += difference

@@ -142,7 +142,7 @@ def test_the_ladder_is_climbed_step_by_step() -> None:
 
 
 def test_half_of_the_evidence_is_enough_for_the_first_of_two_steps_and_not_for_the_second() -> None:
-    half = evidence(good=13)
+    half = evidence(good=14)
     progress, _ = half.progress()
     assert 0.5 <= progress < 1
     assert decide_look(half, facts(), canary(0.05), POLICY).verdict is CanaryVerdict.WIDEN
