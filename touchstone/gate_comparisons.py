@@ -129,6 +129,7 @@ def compare_metrics(
     `harmed` are metrics that a look within the first pass found certainly lower.
     """
     levels, known = levels_for(policy, gates, cases, stage), {(row.metric, row.segment): row for row in settled}
+    is_partial = len({result.case_id for result in candidate}) < len(cases)
     rows = []
     for metric, gate in gates.items():
         both = case_scores(candidate, metric), case_scores(champion, metric)
@@ -142,8 +143,9 @@ def compare_metrics(
             pairs = Pairs.of_cases(ids, both, asked, scale)
             if segment == WHOLE or pairs.of:  # a segment that the metric is not asked of is none of its
                 row = _compare(metric, segment, pairs, gate, scale, policy.minimum_cases, levels)
-                is_news = metric in harmed and segment == WHOLE and row.verdict != "inferior"
-                rows.append(_early(row, levels) if is_news else row)
+                # A pass that ended because of harm stopped at a chosen moment: only the look's own level holds there.
+                by_look = metric in harmed and segment == WHOLE and (is_partial or row.verdict != "inferior")
+                rows.append(_early(row, levels) if by_look else row)
     return tuple(rows)
 
 
