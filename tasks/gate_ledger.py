@@ -28,7 +28,7 @@ def record_gate(settings: Settings, plan: GatePlan, report: GateReport, log: Log
     if not plan.record.request.record:
         return report
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
-        sequence = _recorded(ledger, report) or _append(ledger, report)
+        sequence = _recorded(ledger, report) or _append(ledger, plan, report)
         report = store_report(plan, report.model_copy(update={"recorded": sequence}))
         if report.decision.verdict is GateVerdict.PASS and report.role == "candidate":
             _make_candidate(ledger, plan, report)
@@ -46,7 +46,7 @@ def _recorded(ledger: Ledger, report: GateReport) -> int | None:
     return None
 
 
-def _append(ledger: Ledger, report: GateReport) -> int:
+def _append(ledger: Ledger, plan: GatePlan, report: GateReport) -> int:
     decision = report.decision
     payload = {
         "gate_key": report.gate_key,
@@ -62,6 +62,8 @@ def _append(ledger: Ledger, report: GateReport) -> int:
         "dataset_digest": report.dataset_digest,
         "by": report.by,
     }
+    if report.role == "fallback":  # the gateway hands it to apps, which have no files
+        payload["definition"] = plan.record.deployed.model_dump(mode="json")
     content = report.model_dump_json().encode()
     return ledger.append(EventKind.GATE_DECIDED, gate_subject(report.bundle), payload, content=content).sequence
 

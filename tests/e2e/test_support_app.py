@@ -92,6 +92,16 @@ def test_an_ungated_fallback_answers_only_where_the_setting_allows_it(
         assert site.traces()[0].info.tags["touchstone.failure"] == "vendor_error"
 
 
+def test_the_gates_own_parity_check_lets_a_fallback_serve(site: SupportSite, touchstone) -> None:
+    site.promote()
+    check = ("gate", "--role", "fallback", "--bundle", "support-app-gemini", "--no-prefect", "--json")
+    code, report = touchstone(*check)
+    assert (code, report["role"], report["is_candidate"]) == (0, "fallback", False), report["decision"]["reason"]
+    site.down(OPENAI)
+    with site.serving():
+        assert site.ask()["served_by"] == f"gemini/{GEMINI}"
+
+
 def test_a_roll_back_reaches_the_app_by_itself(site: SupportSite) -> None:
     site.promote()
     site.line.promote(site.definition(name="support-next", parameters={"temperature": 0, "max_tokens": 150}))
@@ -126,9 +136,13 @@ def test_with_mlflow_away_answers_go_on_and_drops_are_counted(site: SupportSite,
     site.promote()
     with site.serving():
         assert site.ask()["status"] == 200
-        site.until(lambda: site.http.get("/health").json()["traces"]["last_error"])
-        traces = site.http.get("/health").json()["traces"]
-        assert traces["waiting"] + traces["dropped"] == 1
+
+        def unsent() -> int:
+            traces = site.http.get("/health").json()["traces"]
+            assert traces["last_error"]
+            return traces["waiting"] + traces["dropped"]
+
+        site.until(lambda: unsent() == 1)
         assert site.ask()["status"] == 200
 
 
