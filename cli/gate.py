@@ -160,7 +160,9 @@ def _print(report: GateReport) -> None:
         f"{spent(decision.cost_per_case, 'USD')}; p95 {spent(decision.latency_p95_ms, 'ms')}"
     )
     if report.is_candidate:
-        out.print(f"{escape(report.bundle)} is the candidate of {report.environment}: `touchstone canary start`")
+        # A first release has nobody to be compared with on live traffic.
+        then = "promote" if decision.is_first_release else "canary start"
+        out.print(f"{escape(report.bundle)} is the candidate of {report.environment}: `touchstone {then}`")
     if report.mlflow_compare_url:
         out.print(f"MLflow: {report.mlflow_compare_url}")
     out.print(f"[dim]{report.gate_key}; runs {', '.join(report.run_keys)}[/dim]")
