@@ -1,4 +1,4 @@
-"""Customers for the support app: golden questions as people put them, and two of them in one message.
+"""Customers for the support app: golden questions as people put them, and two of different topics in one message.
 
     python -m examples.support_app.traffic --url http://127.0.0.1:8800 --rate 20 --seconds 60 --multi-part 0.6
 
@@ -74,12 +74,14 @@ def messages(seed: int, multi_part: float, users: int = 400, cases: Path = CASES
     rng = random.Random(seed)
     golden = _golden(cases)
     while True:
-        first, second = rng.sample(golden, 2)
+        first = rng.choice(golden)
         is_double = rng.random() < multi_part
-        question = (
-            _joined(first["question"], second["question"]) if is_double else rng.choice(_PUT).format(first["question"])
-        )
-        segment = "two-questions" if is_double else first.get("segment", "all")
+        if is_double:  # of two topics, as no document of the golden set's questions holds both
+            second = rng.choice([case for case in golden if case["segment"] != first["segment"]])
+            question = _joined(first["question"], second["question"])
+        else:
+            question = rng.choice(_PUT).format(first["question"])
+        segment = "two-questions" if is_double else first["segment"]
         yield Asked(question, f"user-{rng.randrange(users)}", segment)
 
 
