@@ -10,11 +10,10 @@ import orjson
 from emulator import rubric
 from emulator.entailment import ATTRIBUTED, agreement, coverage, support
 from emulator.language import content, is_refusal, names, numbers, words
-from emulator.passages import passages
+from emulator.passages import passages, without_citations
 
 USEFUL = 0.55  # a context holds this share of the answer's words: it was useful
 _MARK = "\ninput: "
-_CITATION = re.compile(r"\s*\[[^\[\]\n]{1,80}\](?!\()")
 
 
 class UnreadablePayload(ValueError):
@@ -23,7 +22,7 @@ class UnreadablePayload(ValueError):
 
 def statements(text: str) -> list[str]:
     """The statements an answer makes, one per sentence, list item or half sentence after a semicolon."""
-    units = [unit.text for unit in passages(_CITATION.sub("", text))]
+    units = [unit.text for unit in passages(without_citations(text))]
     if not units:
         return [text.strip()] if text.strip() else []
     return [part.strip() for unit in units for part in _halves(unit) if part.strip(" .;")]

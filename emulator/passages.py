@@ -41,9 +41,15 @@ _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+(.*?)\s*#*$")
 _ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?(.*)$")
 _RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?\s*$")
 _LINK = re.compile(r"!?\[([^\]]*)\]\((?:[^()\s]|\([^)]*\))*(?:\s+\"[^\"]*\")?\)")
+_CITATION = re.compile(r"\s*\[[^\[\]\n]{1,80}\](?!\()")
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+)(?=\S)(.+?)(?<=\S)\1")
 _FRONT_MATTER = re.compile(r"\A\s*---\n(?:[\w-]+:.*\n)+---\n")
 _QUOTE = re.compile(r"^\s*(?:>\s?)+")
+
+
+def without_citations(answer: str) -> str:
+    """An answer without its marks such as [billing/refunds]: where it is from is no statement."""
+    return _CITATION.sub("", answer)
 
 
 def plain(markdown: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from emulator.entailment import agreement, coverage, support
 from emulator.language import is_refusal
-from emulator.passages import passages
+from emulator.passages import passages, without_citations
 
 ANSWERABLE = 0.6  # contexts hold this share of the question's words: a refusal was wrong
 
@@ -56,7 +56,7 @@ def _share(name: str, question: str, answer: str, contexts: Sequence[str], expec
 def _faithfulness(answer: str, contexts: Sequence[str], expected: str | None) -> float:
     """Share of the answer's sentences that the contexts carry; the reference stands in for missing contexts."""
     context = "\n\n".join(contexts) or expected or ""
-    units = passages(answer)
+    units = passages(without_citations(answer))
     return sum(support(unit.text, context).holds() for unit in units) / len(units) if units else 0.0
 
 

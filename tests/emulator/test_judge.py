@@ -173,6 +173,13 @@ async def test_the_rubric_separates_good_wrong_and_refused_answers(judge: Judge,
     assert (refused["faithfulness"], refused["relevance"], refused["completeness"]) == (5, 1, 1)
 
 
+async def test_a_cited_source_costs_no_faithfulness(judge: Judge, kb: Any) -> None:
+    answer = "Parcels arrive. You can return most items within 30 days of delivery."
+    plain = await grade(judge, answer, None, [kb.text("refunds")])
+    cited = await grade(judge, f"{answer} [orders/late-parcels] [billing/refunds]", None, [kb.text("refunds")])
+    assert cited["faithfulness"] == plain["faithfulness"]
+
+
 async def test_a_refusal_that_was_due_earns_full_marks(judge: Judge, kb: Any) -> None:
     due = await grade(judge, kb.refusal, "I cannot answer that from the documents.", [kb.text("battery")])
     assert set(due.values()) == {5}
