@@ -34,11 +34,12 @@ check: setup
 
 # What has no main is shared by the others; peers are started by them; the soak takes most of an hour.
 bench: setup
-	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e peer_ -e _soak); do \
+	@for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e peer_ -e _soak -e _kills); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 soak: setup
 	$(BIN)/python -m benchmarks.reindex_soak
+	$(BIN)/python -m benchmarks.promotion_kills
 
 # After a change of the dependencies in pyproject.toml. overrides.txt keeps torch out (facts beside the pin).
 lock: setup

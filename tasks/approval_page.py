@@ -54,8 +54,9 @@ def question(request: ApprovalRequest) -> str:
     people = ", ".join(f"{approver.name}{' (signed)' if approver.public_key else ''}" for approver in request.approvers)
     owner = f" {request.owner} answers for this release." if request.owner else ""
     given = f" Given: {', '.join(request.approved_by)}." if request.given else ""
+    needed = "1 approval is" if request.required == 1 else f"{request.required} approvals are"
     return _plain(
-        f"{request.required} approvals are needed, by {people or 'anybody who gives a name'}, until "
+        f"{needed} needed, by {people or 'anybody who gives a name'}, until "
         f"{request.expires_at[:16].replace('T', ' ')} UTC.{given}{owner}"
     )
 
