@@ -126,7 +126,7 @@ def test_it_waits_for_a_human_and_promotes_on_the_form(runs: Runs) -> None:
     page = str(getattr(artifact, "data", ""))
     assert "May one take all traffic of default?" in page
     assert "Ada answers for this release" in page
-    assert "1 approvals are needed" in runs.form_text(run)
+    assert "1 approval is needed" in runs.form_text(run)
     assert runs.resume(run, ADA | {"name": ""}) == "REJECT"  # no name: the form comes back, the run waits on
     assert runs.name_of(run) == "Suspended"
     runs.resume(run, ADA)
