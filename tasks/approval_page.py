@@ -107,7 +107,8 @@ def _gate(ledger: Ledger, candidate: Candidate) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return _plain(str(value)) if value else "–"
+    """As code: Prefect's page takes support@1.0.0 for a mail address."""
+    return f"`{' '.join(str(value).split()).replace('`', '').replace('|', chr(92) + '|')}`" if value else "–"
 
 
 def _plain(text: str) -> str:
