@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -41,6 +42,8 @@ def demo() -> None:
     os.environ["TOUCHSTONE_ENVIRONMENT"] = "demo"
     os.environ["TOUCHSTONE_MLFLOW_UI_URL"] = _MLFLOW_UI
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # a drifted run is an error to Prefect, not to a demo
+    # LiteLLM drops its idle logging task whenever another event loop calls it, and the demo has several.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     from tasks.loading import load_settings
 
