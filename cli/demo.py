@@ -6,12 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +27,7 @@ _MLFLOW_UI, _PREFECT_UI = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 def demo() -> None:
     """Index, baseline, quiet days; releases; documents change, the index follows; then the vendor silently changes."""
     from cli.demo_reindex import own_corpus
+    from cli.demo_servers import emulated_vendor
     from cli.output import exit_with, out
 
     started = time.monotonic()
@@ -60,28 +57,6 @@ def demo() -> None:
     _print_next_steps(settings, home, reports, time.monotonic() - started)
     verdicts = [report.verdict for report in reports]
     exit_with(0 if verdicts[:3] == ["stable"] * 3 and verdicts[-1] == "drifted" else 1)
-
-
-@contextmanager
-def emulated_vendor() -> Iterator[str]:
-    """The emulator in a process of its own, on a free port; yields its address."""
-    with serving("cli.main", "emulator", "serve", "--port", "0", "--seed", "7") as address:
-        yield address
-
-
-@contextmanager
-def serving(module: str, *arguments: str) -> Iterator[str]:
-    """A server of ours in a process of its own, which prints its address; yields that."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if "http" not in line:
-            raise RuntimeError(f"{module} did not start: exit code {process.wait()}")
-        yield "http" + line.split("http", 1)[1].split()[0]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 async def _days(settings: Settings, retrieval: Path, bundle: Path, address: str) -> list[EvalReport]:

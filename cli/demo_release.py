@@ -127,7 +127,7 @@ def _verified(settings: Settings, ledger: Ledger) -> str:
 @contextmanager
 def _customers() -> Iterator[Callable[[float, int], None]]:
     """The gateway and the support app, each a process on loopback; yields what sends a round of questions and waits."""
-    from cli.demo import serving
+    from cli.demo_servers import serving
     from examples.support_app.traffic import send
 
     with (
