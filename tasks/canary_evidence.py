@@ -25,6 +25,7 @@ from touchstone.release_policy import CanaryPolicy
 from touchstone.settings import Settings
 
 OVERLAP = timedelta(minutes=30)  # how late a trace, or the app's assessment of it, may come
+_ROUNDED = timedelta(seconds=1)  # traces are found by the millisecond: what is remembered reaches further back
 MOST_FAILED = 0.2  # of a look's judged scores; with more, what is left may be a biased rest
 _ALL = 100_000
 _JUDGED = "judged"
@@ -199,8 +200,8 @@ def _free_scores(pair: Pairing, group: str) -> Scores:
 
 def _forget(state: LookState, traffic: Traffic, now: datetime) -> None:
     """Move the watermark; a request that no later look reads again need not be remembered."""
-    state.until = now
-    oldest = now - OVERLAP
+    state.until = max(now, state.until or now)  # a watcher whose clock is behind reads nothing that is forgotten
+    oldest = state.until - OVERLAP - _ROUNDED
     for group, used in state.used.items():
         state.used[group] = {digest: at for digest, at in used.items() if datetime.fromisoformat(at) >= oldest}
     for request in traffic.requests:

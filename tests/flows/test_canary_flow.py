@@ -11,6 +11,7 @@ import pytest
 
 from tasks import canaries
 from tasks.canaries import Looked, look
+from tasks.canary_evidence import OVERLAP
 from tests.conftest import Project, VendorControl
 from tests.tasks.live_traffic import BAD, FAST, GOOD, RULE, LiveTraffic
 from touchstone.errors import BadInput, LedgerConflict
@@ -124,6 +125,22 @@ def test_a_trace_that_comes_late_is_counted_once(live: LiveTraffic) -> None:
     seen(live, end)
     live.serve(begun, 2)  # of the same two minutes, sent after the look
     assert seen(live, end + timedelta(minutes=1)).payload["n_canary"] == 6
+
+
+def test_a_request_at_the_edge_of_what_is_remembered_is_counted_once(live: LiveTraffic) -> None:
+    """Traces are found by the millisecond, a look has its time to the microsecond."""
+    served = live.begin() + timedelta(seconds=30)
+    at = served.replace(microsecond=served.microsecond // 1000 * 1000)
+    live.send([live.trace(at, "canary", GOOD), live.trace(at, "champion", GOOD)])
+    edge = at + OVERLAP + timedelta(microseconds=500)
+    assert [seen(live, edge + timedelta(minutes=later)).payload["n_canary"] for later in (0, 1)] == [1, 1]
+
+
+def test_a_watcher_whose_clock_is_behind_counts_nothing_twice(live: LiveTraffic) -> None:
+    begun = live.begin()
+    live.serve(begun, 4)
+    counted = [seen(live, begun + OVERLAP + timedelta(minutes=minutes)).payload["n_canary"] for minutes in (10, 0, 1)]
+    assert counted == [4, 4, 4]
 
 
 def test_two_looks_at_once_count_once(live: LiveTraffic) -> None:
