@@ -14,10 +14,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.ledger import Ledger
-from tasks.live_index import live_pointer
 from tasks.loading import GoldenSet, load_golden_set
 from tasks.plan import EvalManifest, EvalPlan, EvalRequest, check_vendors, load_definition, plan_definition
 from tasks.promotions import clean_name
+from tasks.release_index import index_for
 from tasks.releases import read_release
 from tasks.spool import Spool
 from touchstone import release_steps
@@ -190,6 +190,7 @@ def resume_gate(settings: Settings, key: str, *, max_cost_usd: float | None = No
         raise BadInput(
             f"gate {key}: golden set {golden.name} has changed since it began: restore it, or start a new gate"
         )
+    _check_still_wanted(settings, record)
     golden = replace(golden, policy=record.policy)
     sides = tuple(
         EvalPlan(settings, _with_cap(manifest, max_cost_usd), golden, golden.cases, definition, retry_failures=True)
@@ -209,10 +210,7 @@ def champion_of(
         return load_definition(settings, request.against, golden)
     if serving is None or serving.retrieval is None or serving.index is None:
         return serving
-    live = live_pointer(ledger, serving.retrieval.name)  # its readers follow re-indexing
-    if live is None or live.index.fingerprint != serving.retrieval.index_fingerprint:
-        return serving
-    return serving.model_copy(update={"index": live.index})
+    return serving.model_copy(update={"index": index_for(ledger, serving)})  # its readers follow re-indexing
 
 
 def check_change(request: GateRequest, candidate: Definition, champion: Definition | None) -> tuple[Factor, ...]:
@@ -247,6 +245,23 @@ def check_release(
         )
     trial = Deployment(definition=candidate, fingerprint=candidate.fingerprint, gate_key="", dataset="")
     release_steps.candidate(state, trial, request.by, "")
+
+
+def _check_still_wanted(settings: Settings, record: GateRecord) -> None:
+    """What `check_release` asks, at a resume: unless this gate's pass was recorded, and what is left is to be shown."""
+    with closing(Ledger(settings.ledger, settings.environment)) as ledger:
+        state = read_release(ledger)
+    known = [state.champion, state.candidate]
+    if record.gate_key in {one.deployment.gate_key for one in known if one}:
+        return
+    serving = state.champion.deployment.fingerprint if state.champion else None
+    compared = record.champion.fingerprint if record.champion else None
+    check_release(record.request, state, record.deployed, record.champion)
+    if record.request.record and record.request.role == "candidate" and serving not in {None, compared}:
+        raise BadInput(
+            f"gate {record.gate_key} compares with a champion that {state.environment} no longer serves: a pass would "
+            "make no candidate; start a new gate"
+        )
 
 
 def gate_key(candidate: Definition, golden: GoldenSet) -> str:

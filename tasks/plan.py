@@ -33,6 +33,7 @@ from touchstone.definition import Definition
 from touchstone.drift import MetricSpec
 from touchstone.errors import BadInput
 from touchstone.index import IndexVersion
+from touchstone.release_index import index_fits
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.scorer_specs import JUDGED
 from touchstone.settings import Settings
@@ -247,8 +248,7 @@ def _index(settings: Settings, retrieval: RetrievalConfig, source: Path) -> Inde
     """What readers are served; a config that was never promoted, or changed since, gets an index of its own."""
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
         live = live_pointer(ledger, retrieval.name)
-    fits = live is not None and live.index.fingerprint == retrieval.index_fingerprint
-    if live is not None and fits and (live.index.has_words or retrieval.search == "semantic"):
+    if live is not None and index_fits(live.index, retrieval):
         return live.index
     cache = EmbeddingCache(settings.embedding_cache, cache_key(retrieval))
     with closing(cache):

@@ -10,6 +10,7 @@ from touchstone.errors import BadInput
 from touchstone.index import IndexVersion
 from touchstone.policy import Policy
 from touchstone.prompts import Prompt, placeholders
+from touchstone.release_index import index_fits
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.scorer_specs import JUDGED, RagasScorer, RetrievalScorer, Scorer
 
@@ -118,9 +119,7 @@ def _index_differs(before: Definition, after: Definition) -> bool:
 
 def _fits(config: RetrievalConfig | None, index: IndexVersion | None) -> bool:
     """The config can search this index as it means to."""
-    if config is None or index is None:
-        return False
-    return index.fingerprint == config.index_fingerprint and (index.has_words or config.search == "semantic")
+    return config is not None and index is not None and index_fits(index, config)
 
 
 def _needs_context(prompt: Prompt | None) -> bool:

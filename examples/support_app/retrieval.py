@@ -10,6 +10,7 @@ from tasks.live_index import live_pointer
 from tasks.retrieval import LiveRetriever, Retriever
 from touchstone.definition import Definition
 from touchstone.errors import Unmeasurable
+from touchstone.release_index import index_fits
 from touchstone.results import Retrieval
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.settings import Settings
@@ -51,7 +52,7 @@ class Retrievers:
             return fits
         try:
             pointer = live_pointer(self._ledger, config.name)
-            fits = pointer is not None and pointer.index.fingerprint == config.index_fingerprint
+            fits = pointer is not None and index_fits(pointer.index, config)
         except Unmeasurable:
             pass  # the ledger is away: go on as before
         self._fits[config.fingerprint] = (time.monotonic(), fits)

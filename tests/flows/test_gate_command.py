@@ -15,9 +15,10 @@ import pytest
 from tasks.ledger import Ledger
 from tasks.loading import load_settings
 from tasks.promotions import promote
-from tasks.releases import read_release
+from tasks.releases import append_release, read_release
 from tasks.spool import Spool
 from tests.conftest import Project, VendorControl
+from touchstone import release_steps
 from touchstone.ledger import EventKind, gate_subject
 from touchstone.release import ReleaseState
 
@@ -162,6 +163,39 @@ def test_a_gate_that_is_killed_is_resumed_and_nothing_is_paid_twice(
     assert again["recorded"] == report["recorded"]
     assert len(shop.decisions("hours-other")) == 1
     assert shop.vendor.counters()["completed"] - before == 2 * 40
+
+
+def test_a_pass_that_could_make_no_candidate_is_bad_input_before_it_is_paid(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.release("hours")
+
+    def power_cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.gating.early_end", power_cut)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever a process dies of
+            shop.gate("hours-other")
+    (key,) = [path.name for path in (shop.project.state / "gates").glob("gate-hours-other-*")]
+    shop.project.prompt_bundle("hours-third", shop.vendor, prompt={"user": f"{GOOD} "})
+    assert shop.gate("hours-third")[0] == 0
+    with closing(shop.ledger()) as ledger:
+        state = read_release(ledger)
+        payload = release_steps.start_canary(state, "c-1", "salt", "Ada")
+        append_release(ledger, state, EventKind.CANARY_STARTED, payload)
+    paid = shop.vendor.counters()["calls"]
+    for more in ((), ("--resume", key)):
+        code, error = shop.gate("hours-other", *more)
+        assert code == 2
+        assert "hours-third is on canary traffic" in error["error"]
+    with closing(shop.ledger()) as ledger:
+        promote(load_settings(), ledger, "Ada", "good")
+    code, error = shop.gate("hours-other", "--resume", key)
+    assert code == 2
+    assert "no longer serves" in error["error"]
+    assert shop.vendor.counters()["calls"] == paid
+    assert shop.decisions("hours-other") == []
 
 
 def test_the_spend_cap_is_of_both_runs_together_and_exit_code_4(shop: Shop) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from benchmarks.promotion_kills import race
+from examples.support_app.retrieval import Retrievers
+from tasks.gate_plan import GateRequest, champion_of
 from tasks.ledger import Ledger
 from tasks.live_index import live_pointer
 from tasks.promotions import ask, decide, finish, promote, repair, roll_back, stop
@@ -344,6 +346,26 @@ def test_a_word_index_that_a_release_needs_becomes_live_and_serves_the_bundle_be
     release.release("two", *indexed(site, "two", search="hybrid"))
     assert site.live().has_words
     assert roll_back(release.settings, release.ledger, "Ada", "worse").index_version is None
+
+
+def test_a_live_index_without_words_is_not_what_a_bundle_that_searches_words_is_served_or_gated_on(
+    release: Release, site: Site
+) -> None:
+    config, index = indexed(site, "one", search="keyword")
+    release.release("one", config, index)
+    site.promote(site.build(2))
+    assert not site.live().has_words
+    state = release.state
+    assert state.champion is not None
+    definition = state.champion.deployment.definition
+    retrievers = Retrievers(release.settings)
+    found = retrievers.search(definition, "edition")
+    retrievers.close()
+    assert found is not None
+    assert (found.search, found.index_version) == ("keyword", index.label)
+    gated = champion_of(release.settings, release.ledger, GateRequest(), state, cast(Any, None))
+    assert gated is not None
+    assert gated.index_version == index.label
 
 
 def test_what_a_crash_left_between_release_and_index_is_completed_once(two_tables: tuple[Release, Site]) -> None:
