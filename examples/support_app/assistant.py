@@ -18,7 +18,7 @@ from tasks.tracking_traffic import LiveAnswer, TrafficSender
 from tasks.vendor_chat import Messages
 from touchstone.definition import Definition
 from touchstone.errors import BadInput, TouchstoneError
-from touchstone.results import Failure, Retrieval
+from touchstone.results import Failure, FailureKind, Retrieval
 from touchstone.routing import PublishedFallback, PublishedRelease, Route, route
 from touchstone.settings import Settings
 
@@ -69,7 +69,7 @@ class Assistant:
         self._from_files: dict[str, Definition | None] = {}
 
     async def ask(self, question: str, key: str, segment: str | None = None) -> Reply:
-        """Raises a TouchstoneError when nothing is released, or the index cannot be searched."""
+        """Raises Unmeasurable when nothing is released. Every other failure is traffic: the canary must see it."""
         started_at, started = time.time(), time.perf_counter()
         release = self._releases.current()
         routed = route(release, key)
@@ -84,7 +84,11 @@ class Assistant:
                 )
             return _messages(candidate.definition, question, found[key])
 
-        answered = await self.failover.answer(candidates, build)
+        try:
+            answered = await self.failover.answer(candidates, build)
+        except Exception as error:  # an index that cannot be searched, whatever Lance says of it
+            what = str(error) if isinstance(error, TouchstoneError) else type(error).__name__
+            answered = Answered((), failure=Failure(kind=FailureKind.INVALID, reason=f"no contexts: {what}"))
         served = answered.candidate or candidates[0]
         retrieval = found.get(_searched(routed, served))
         reply = Reply(uuid.uuid4().hex, routed, answered, retrieval)

@@ -122,6 +122,25 @@ def test_the_last_good_state_serves_while_the_gateway_is_away(site: SupportSite)
         site.until(lambda: site.http.get("/health").json()["release"]["gateway"] == "ok")
 
 
+def test_a_canary_whose_index_cannot_be_searched_is_seen_to_fail(site: SupportSite) -> None:
+    """Without a trace the canary would be judged on what is left of its traffic."""
+    site.promote()
+    gone = site.definition(name="support-next", parameters={"temperature": 0, "max_tokens": 150})
+    assert gone.index
+    site.line.canary(
+        gone.model_copy(update={"index": gone.index.model_copy(update={"version": 999})}), changed=("retrieval",)
+    )
+    with site.serving():
+        answers = [site.ask(key=f"user-{n}") for n in range(12)]
+    failed = [one for one in answers if one["status"] == 503]
+    assert 0 < len(failed) < 12
+    assert failed[0]["error"].startswith("no contexts: index ")
+    traces = {trace.info.tags["touchstone.request_id"]: trace for trace in site.traces()}
+    assert len(traces) == 12
+    assert {traces[one["request_id"]].info.tags["touchstone.arm"] for one in failed} == {"canary"}
+    assert {traces[one["request_id"]].info.state.value for one in failed} == {"ERROR"}
+
+
 def test_before_anything_is_released_the_app_says_so(site: SupportSite) -> None:
     with site.serving():
         answer = site.ask()
