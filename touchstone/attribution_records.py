@@ -100,10 +100,6 @@ class SwapFinding(_Record):
     restores: bool
     does_not_restore: bool = Field(description="Significantly fewer than half of the failing cases come back")
 
-    @property
-    def restored_share(self) -> float | None:
-        return self.restored / self.failing if self.failing else None
-
 
 class AttributionDecision(_Record):
     """The verdict, why, and what would decide it when nothing does."""
