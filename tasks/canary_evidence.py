@@ -111,7 +111,7 @@ def gather(settings: Settings, spool: Spool, release: ReleaseState, state: LookS
     try:
         traffic = read_traffic(settings, arms, since, now, policy.feedback)
     except TrackingUnavailable as error:
-        return _nothing(state, canary, now, f"no traffic could be read: {error}", spool.spent_usd())
+        return _nothing(state, now, f"no traffic could be read: {error}", spool.spent_usd())
     judged_pairs = pair_up(
         (request for request in traffic.requests if request.answered),
         state.used.get(_JUDGED, {}),
@@ -221,5 +221,5 @@ def _facts(state: LookState, now: datetime, trouble: str, left_out: str) -> Look
     )
 
 
-def _nothing(state: LookState, canary: Canary, now: datetime, trouble: str, spent_usd: float) -> Seen:
+def _nothing(state: LookState, now: datetime, trouble: str, spent_usd: float) -> Seen:
     return Seen(state, _facts(state, now, trouble, ""), {}, {}, {}, {}, spent_usd, [])

@@ -73,7 +73,7 @@ def _decide(
         return CanaryVerdict.CONTINUE, f"graduated; {trouble or 'no harm since'}"
     hours = (facts.now - datetime.fromisoformat(canary.started_at)).total_seconds() / 3600
     if hours >= policy.max_hours:
-        why = trouble or _state_of(evidence, facts)
+        why = trouble or _state_of(evidence)
         return CanaryVerdict.HOLD, f"no decision after {hours:.1f} h of at most {policy.max_hours:g}: {why}"
     if trouble:
         return CanaryVerdict.UNMEASURABLE, trouble
@@ -129,7 +129,7 @@ def _harm(evidence: CanaryEvidence) -> str:
     return f"worse than the champion: {worst}; combined e reached {evidence.worst_harm:.3g} of {1 / evidence.alpha:g}"
 
 
-def _state_of(evidence: CanaryEvidence, facts: LookFacts) -> str:
+def _state_of(evidence: CanaryEvidence) -> str:
     progress, slowest = evidence.progress()
     return f"{slowest} is at {max(progress, 0):.0%} of the way to its limit; {_numbers(evidence)}"
 
