@@ -259,6 +259,16 @@ def test_two_finished_evals_decide_without_a_call(shop: Shop) -> None:
     assert shop.vendor.counters()["calls"] == calls
 
 
+def test_evals_of_a_part_of_the_golden_set_pass_nothing(shop: Shop) -> None:
+    """The cases without tolerance may be among those that were left out."""
+    shop.release("hours")
+    runs = [shop.eval(bundle, "--limit", "30") for bundle in ("hours-other", "hours")]
+    code, report = shop.gate("hours-other", "--run", runs[0], "--against-run", runs[1])
+    assert (code, report["decision"]["verdict"], report["is_candidate"]) == (3, "unmeasurable", False)
+    assert "only 30 of 40 cases of the candidate were run" in report["decision"]["reason"]
+    assert shop.state().candidate is None
+
+
 def test_evidence_that_is_of_something_else_is_bad_input(shop: Shop) -> None:
     shop.release("hours")
     new, old, short = shop.eval("hours-other"), shop.eval("hours"), shop.eval("hours", "--limit", "30")
