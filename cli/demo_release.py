@@ -38,7 +38,7 @@ def releases(settings: Settings, bundle_at: BundleAt, champion_run: str) -> Iter
         with _customers() as ask:
             for name, multi_part in ((_GOOD, 0.0), (_WORSE_LIVE, 0.9)):
                 yield _gated(bundle_at(name), policy)
-                yield _canary(settings, ledger, ask, multi_part)
+                yield _canary(ledger, ask, multi_part)
                 if name == _GOOD:
                     yield _approved(settings, ledger)
         yield _verified(settings, ledger)
@@ -83,7 +83,7 @@ def _verdict(report: object) -> str:
     return f"[{style}]{decision.verdict}[/]  {report.bundle}  [dim]{escape(reason)}[/]"
 
 
-def _canary(settings: Settings, ledger: Ledger, ask: Callable[[float, int], None], multi_part: float) -> str:
+def _canary(ledger: Ledger, ask: Callable[[float, int], None], multi_part: float) -> str:
     """Customers come, and the watcher looks after each round until it knows."""
     from rich.markup import escape
 
