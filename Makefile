@@ -23,8 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 run: setup
 	@$(BIN)/touchstone demo
 
+# A file's tests stay together: they share what is dear to start.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
