@@ -176,7 +176,8 @@ def _table(report: GateReport) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("comparison", "champion", "candidate", "at worst", "margin", "n", "verdict", "needs"):
-        table.add_column(name, justify="left" if name in {"comparison", "verdict", "needs"} else "right", no_wrap=True)
+        words = name in {"comparison", "verdict", "needs"}
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for row in _shown(report):
         style = "red" if row.verdict == "inferior" else "magenta" if row.stands_in_the_way else ""
         verdict = row.verdict.replace("_", " ")

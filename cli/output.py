@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ STYLES = {
     "unmeasurable": "magenta",
 }
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# In a file or a pipe no table is cut at the 80 columns of a terminal that is not there.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 log = logging.getLogger("touchstone")  # plain lines on stderr, see cli.main
 
@@ -73,6 +76,8 @@ def case_progress(total: int, title: str) -> Iterator[Any]:
                 nonlocal failed
                 failed += bool(result.failures)
                 progress.update(bar, advance=1, failed=f"{failed} failed" if failed else "")
+                if progress.tasks[bar].completed > total:  # a gate buys more trials than it began with
+                    progress.update(bar, total=progress.tasks[bar].completed)
 
             yield advance
         return
@@ -82,7 +87,8 @@ def case_progress(total: int, title: str) -> Iterator[Any]:
         nonlocal count
         count += 1
         if count == total or count % max(1, total // 10) == 0:
-            err.print(f"{title}: {count}/{total} cases")
+            more = f", {count - total} more trials" if count > total else ""
+            err.print(f"{title}: {min(count, total)}/{total} cases{more}")
 
     yield note
 

@@ -43,9 +43,9 @@ def publish(
         )
         return
     for run in published:
-        out.print(f"{run.run_id}  {run.url or ''}  {'' if run.complete else 'INCOMPLETE'}")
+        out.print(f"MLflow run {run.run_id}  {run.url or ''}  {'' if run.complete else 'INCOMPLETE'}".rstrip())
     for build in builds:
-        out.print(f"{build.mlflow_run_id}  {build.mlflow_url or ''}")
+        out.print(f"MLflow run {build.mlflow_run_id}  {build.mlflow_url or ''}".rstrip())
     out.print(f"{len(published)} runs, {len(builds)} index builds published")
     for one in standing:
         note = f" ({one.off})" if one.off and one.waiting else ""
