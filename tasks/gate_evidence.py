@@ -94,7 +94,7 @@ def _check_fresh(plan: GatePlan, manifests: Sequence[EvalManifest]) -> None:
         if age > most:
             raise BadInput(
                 f"stale evidence: run {manifest.run_key} is {age:.1f} hours old, release.max_evidence_age_hours is "
-                f"{most:g}: the vendor may have moved since"
+                f"{most:g}: the vendor may have moved since. Leave out --run and --against-run: the gate then runs both"
             )
 
 

@@ -234,8 +234,15 @@ def check_change(request: GateRequest, candidate: Definition, champion: Definiti
 def check_release(
     request: GateRequest, state: ReleaseState, candidate: Definition, champion: Definition | None
 ) -> None:
-    """Raise BadInput when a pass could not become the candidate, before it is paid for."""
-    if not request.record or request.role != "candidate":
+    """Raise BadInput when a pass would be good for nothing, before it is paid for."""
+    if not request.record:
+        return
+    if request.role == "fallback":
+        if champion is None:
+            raise BadInput(
+                f"{state.environment} has no champion that {candidate.bundle.name} could stand in for; "
+                "`touchstone promote` makes the first one"
+            )
         return
     serving = state.champion.deployment if state.champion else None
     if request.against is not None and serving and champion and champion.fingerprint != serving.fingerprint:

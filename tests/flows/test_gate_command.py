@@ -237,6 +237,12 @@ def test_a_fallback_is_recorded_and_is_no_candidate(shop: Shop) -> None:
     assert shop.state().candidate is None
 
 
+def test_without_a_champion_there_is_nobody_to_stand_in_for(shop: Shop) -> None:
+    code, message = shop.gate("hours-other", "--role", "fallback")
+    assert (code, shop.decisions("hours-other"), shop.vendor.counters()["calls"]) == (2, [], 0)
+    assert "`touchstone promote` makes the first one" in message["error"]
+
+
 def test_two_bundles_are_compared_without_a_champion_and_nothing_is_recorded(shop: Shop) -> None:
     code, report = shop.gate("hours-worse", "--against", "hours", "--no-record")
     assert (code, report["recorded"], report["against_bundle"]) == (1, None, "hours")
@@ -283,7 +289,9 @@ def test_evidence_that_is_of_something_else_is_bad_input(shop: Shop) -> None:
     assert "--against-run is missing" in complaint("--run", new)
     assert "but the candidate is hours-worse" in complaint("--run", new, "--against-run", old, bundle="hours-worse")
     _backdate(shop.project.state / "runs" / old, hours=25)
-    assert "stale evidence" in complaint("--run", new, "--against-run", old)
+    stale = complaint("--run", new, "--against-run", old)
+    assert "stale evidence" in stale
+    assert "Leave out --run and --against-run" in stale
     shop.project.golden_set("hours", CASES[:39], **POLICY)
     assert "gate on different golden sets" in complaint("--run", new, "--against-run", old)
     assert shop.decisions("hours-other") == []
