@@ -25,7 +25,9 @@ def ledger_engine(url: str) -> sa.Engine:
         is_async = parsed.get_dialect().is_async
         parsed.get_dialect().import_dbapi()
     except (sa_exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
-        raise BadInput("TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL") from None
+        raise BadInput(
+            "TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL, as postgresql://USER@HOST/DATABASE or sqlite:////FOLDER/FILE"
+        ) from None
     except ImportError as error:
         raise BadInput(f"TOUCHSTONE_LEDGER_URL: the driver {error.name} is not installed") from None
     if is_async:

@@ -40,11 +40,20 @@ class GoldenSet:
 def load_settings(**overrides: Any) -> Settings:
     """Settings of the project in the current directory."""
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise BadInput(f"touchstone.yaml or TOUCHSTONE_*: {_first_problem(error)}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"touchstone.yaml: not YAML: {error}") from None
+    _check_ledger_folder(settings.ledger_url)
+    return settings
+
+
+def _check_ledger_folder(url: str) -> None:
+    """SQLite would begin an empty ledger at a mistyped address, and everything that was released would seem gone."""
+    kind, _, path = url.partition(":///")
+    if kind.startswith("sqlite") and path and not (folder := Path(path.partition("?")[0]).parent).is_dir():
+        raise BadInput(f"TOUCHSTONE_LEDGER_URL: {folder}: no such folder; make it, or correct the address")
 
 
 def load_golden_set(root: Path, name: str, policy: str | None = None) -> GoldenSet:

@@ -131,7 +131,7 @@ def test_newest_counts_from_the_end_and_latest_is_the_last(ledger: Ledger) -> No
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("postgres//touchstone:hunter2@db/ledger", "not an SQLAlchemy URL"),
+        ("postgres//touchstone:hunter2@db/ledger", "not an SQLAlchemy URL, as postgresql://USER@HOST"),
         ("nosuchbase://touchstone:hunter2@db/ledger", "not an SQLAlchemy URL"),
         ("postgresql+asyncpg://touchstone:hunter2@db:port/ledger", "not an SQLAlchemy URL"),
         ("sqlite+pysqlcipher://:hunter2@/ledger.db", "driver .* is not installed"),

@@ -68,6 +68,11 @@ def test_a_broken_golden_set_names_line_and_field(tmp_path: Path, lines: list[st
         (POLICY + "gate: {nope: {margin: 0.1}}\n", r"gate\.nope: no scorer yields this metric"),
         (POLICY + "drift: {alpha: 7}\n", r"policy\.yaml:3: field drift\.alpha"),
         (POLICY + "minimum_case: 3\n", r"policy\.yaml:3: field minimum_case: unknown field"),
+        (POLICY + "release: {max_repeat: 3}\n", r"policy\.yaml:3: field release\.max_repeat: unknown field"),
+        (
+            POLICY + "release:\n  canary: {shares: [0.25, 0.05]}\n",
+            r"policy\.yaml:4: field release\.canary\.shares: .*shares of traffic rise",
+        ),
         ("scorers: [\n", r"policy\.yaml:2: not YAML"),
         ("- a\n", r"policy\.yaml:1: expected `field: value` lines"),
     ],
@@ -196,3 +201,9 @@ def test_the_shipped_golden_set_is_as_large_as_its_readme_says(policy: str | Non
     assert len({case.segment for case in found.cases}) >= 4
     assert sum(case.segment == "out_of_scope" for case in found.cases) >= 15
     assert sum(case.segment == "adversarial" for case in found.cases) >= 15
+
+
+def test_a_ledger_in_a_folder_that_is_not_there_is_bad_input_and_begins_no_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="gone: no such folder; make it, or correct the address"):
+        load_settings(root=tmp_path, ledger_url=f"sqlite:///{tmp_path / 'gone' / 'ledger.db'}")
+    assert not (tmp_path / "gone").exists()
