@@ -174,8 +174,9 @@ def _end_waiting_flow_run(approval_id: str, decision: str, by: str, reason: str)
 
 def _asked(asked: dict[str, Any]) -> str:
     who = f" ({', '.join(asked['approvers'])})" if asked["approvers"] else ""
+    needed = "1 approval is" if asked["required"] == 1 else f"{asked['required']} approvals are"
     return (
-        f"[yellow]ASKED[/]  {asked['approval_id']}: {asked['required']} approvals needed{who} until "
+        f"[yellow]ASKED[/]  {asked['approval_id']}: {needed} needed{who} until "
         f"{asked['expires_at'][:16]}; `touchstone approve --by NAME --reason WHY`"
     )
 

@@ -180,7 +180,9 @@ def release_runs(settings: Settings) -> tuple[str, str]:
     finally:
         ledger.close()
     if state.champion is None or not state.previous:
-        raise BadInput(f"{settings.environment} has had fewer than two champions; name runs with --before and --after")
+        raise BadInput(
+            f"{settings.environment} has no champion before the present one; name runs with --before and --after"
+        )
     deployments = (state.previous[-1].deployment, state.champion.deployment)
     for deployment in deployments:
         if not deployment.run_keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -73,7 +74,14 @@ class Approver(_Closed):
     """Who may approve. With a public key an approval counts only when it is signed by it."""
 
     name: str = Field(min_length=1)
-    public_key: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="Ed25519, hexadecimal")
+    public_key: str | None = Field(default=None, description="Ed25519, hexadecimal")
+
+    @field_validator("public_key")
+    @classmethod
+    def key_is_raw_hexadecimal(cls, key: str | None) -> str | None:
+        if key is not None and not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise ValueError("an Ed25519 public key is 64 hexadecimal digits in lower case (docs/releases.md)")
+        return key
 
 
 class ApprovalPolicy(_Closed):

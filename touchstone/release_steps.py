@@ -230,7 +230,10 @@ def _check_canary(state: ReleaseState, waiting: Candidate) -> None:
         raise BadInput(f"{waiting.deployment.name} was never on live traffic: `touchstone canary start`")
     if canary.status is not CanaryStatus.GRADUATED:
         why = f": {canary.reason}" if canary.reason else ""
-        raise BadInput(f"the canary {canary.canary_id} has not graduated, it is {canary.status}{why}")
+        raise BadInput(
+            f"the canary {canary.canary_id} has not graduated, it is {canary.status}{why}; "
+            "`touchstone canary look` judges it, `touchstone canary stop --reason WHY` ends it"
+        )
 
 
 def _open_request(state: ReleaseState, approval_id: str, now: datetime) -> ApprovalRequest:

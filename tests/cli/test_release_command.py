@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tasks.ledger import Ledger
 from tasks.releases import append_release, read_release
@@ -123,6 +125,32 @@ def test_bad_input_is_told_and_changes_nothing(
     code, answer = touchstone(*arguments, "--json")
     assert (code, line.events()) == (2, before)
     assert message in answer["error"]
+
+
+@pytest.mark.parametrize("key", [None, "mallory.pem"])
+def test_a_forged_approval_changes_nothing(line: Line, touchstone: Any, tmp_path: Path, key: str | None) -> None:
+    keys = {name: Ed25519PrivateKey.generate() for name in ("grace.pem", "mallory.pem")}
+    for name, made in keys.items():
+        (tmp_path / name).write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = keys["grace.pem"].public_key().public_bytes_raw().hex()
+    line.candidate("one", approvers=[{"name": "Grace", "public_key": public}])
+    touchstone("promote", "--json")
+    before = line.events()
+    approve = ("approve", "--by", "Grace", "--reason", "x", "--json")
+    code, answer = touchstone(*approve, *(("--key", key) if key else ()))
+    assert (code, line.events()) == (2, before)
+    assert "not signed by the key that the policy names" in answer["error"]
+    assert touchstone(*approve, "--key", "grace.pem")[1]["promoted"]
+
+
+def test_an_expired_approval_changes_nothing_and_says_who_asks_again(line: Line, touchstone: Any) -> None:
+    line.candidate("one", expires_hours=1e-9)
+    assert "1 approval is needed" in touchstone("promote")[1]
+    before = line.events()
+    code, answer = touchstone("approve", "--by", "Ada", "--reason", "x", "--json")
+    assert (code, line.events()) == (2, before)
+    assert "expired at" in answer["error"]
+    assert "`touchstone promote` asks again" in answer["error"]
 
 
 def test_without_a_candidate_every_command_says_what_makes_one(line: Line, touchstone: Any) -> None:

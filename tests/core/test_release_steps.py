@@ -124,7 +124,7 @@ def test_nothing_is_promoted_before_its_canary_has_graduated(line: Line) -> None
     with pytest.raises(BadInput, match="never on live traffic"):
         line.promote()
     line.canary()
-    with pytest.raises(BadInput, match="has not graduated, it is running"):
+    with pytest.raises(BadInput, match="has not graduated, it is running; `touchstone canary look` judges it"):
         line.promote()
     line.hold()
     with pytest.raises(BadInput, match="it is held: two hours are over"):
@@ -313,6 +313,11 @@ def test_a_roll_back_to_an_unknown_event_names_those_that_can_be_returned_to(lin
 def test_a_policy_does_not_let_one_person_count_as_two(approvers: list[Any]) -> None:
     with pytest.raises(ValidationError, match="one person would count twice"):
         ApprovalPolicy.model_validate({"required": 1, "approvers": approvers})
+
+
+def test_a_public_key_that_is_none_says_what_one_looks_like() -> None:
+    with pytest.raises(ValidationError, match="64 hexadecimal digits"):
+        ApprovalPolicy.model_validate({"approvers": [{"name": "Grace", "public_key": "6b1f"}]})
 
 
 def champion_after(line: Line, by: str) -> str | None:

@@ -171,7 +171,7 @@ def test_bad_input_names_what_is_wrong(hours: Hours) -> None:
         (*both, "--metric", "style"): "no scorer yields the metric 'style'",
         (*both, "--max-cost", "0"): "--max-cost 0",
         ("--release", "--after", after): "--release chooses both runs",
-        ("--release",): "fewer than two champions",
+        ("--release",): "no champion before the present one",
         ("--before", "nothing", "--after", after): "run 'nothing' not found",
     }
     for arguments, complaint in told.items():
