@@ -237,6 +237,16 @@ def test_a_fallback_is_recorded_and_is_no_candidate(shop: Shop) -> None:
     assert shop.state().candidate is None
 
 
+def test_progress_does_not_pass_its_total_when_more_trials_are_bought(capsys: pytest.CaptureFixture[str]) -> None:
+    from cli.output import case_progress
+
+    with case_progress(10, "hours") as note:
+        for _ in range(15):
+            note(None)
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[9], lines[-1]) == ("hours: 10/10 cases", "hours: 10/10 cases, 5 more trials")
+
+
 def test_without_a_champion_there_is_nobody_to_stand_in_for(shop: Shop) -> None:
     code, message = shop.gate("hours-other", "--role", "fallback")
     assert (code, shop.decisions("hours-other"), shop.vendor.counters()["calls"]) == (2, [], 0)
