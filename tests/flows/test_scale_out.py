@@ -125,7 +125,7 @@ def workers(flow_log: list[str]) -> set[int]:
     return {int(pid) for pid in re.findall(r":(\d+)", line)}
 
 
-def eventually(value: Callable[[], Any], expected: Any, within_s: float = 20) -> Any:
+def eventually(value: Callable[[], Any], expected: Any, within_s: float = 60) -> Any:
     """Prefect's server takes events from workers in its own time, and killed processes need a moment to go."""
     deadline = time.monotonic() + within_s
     while (found := value()) != expected and time.monotonic() < deadline:
