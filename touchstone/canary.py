@@ -22,8 +22,8 @@ from touchstone.evalues import bounded_exp, e_bh
 
 Verdict = Literal["promote", "rollback"]
 
-# Of delta / v, the stake that grows fastest where the truth is "equal"; at twice that the promotion's would gain nothing
-# there, and let through more of what is a little worse than the margin.
+# Of delta / v, the stake that grows fastest where the truth is "equal". At twice that a bet on promotion gains nothing
+# there, and lets through more of what is a little worse than the margin.
 PROMOTE_STAKES, ROLLBACK_STAKES = (0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
 _MOST = 0.95  # of the stake at which one request could take everything
 _PRIOR_VARIANCE, _PRIOR_WEIGHT = 0.25, 50.0  # of D: the largest that one score can have, so first stakes are small

@@ -129,9 +129,7 @@ def test_a_rotation_that_was_recorded_and_then_interrupted_is_finished_by_the_ne
     assert read_key_file(folder / "default.pem").public_key == new.public_key
 
 
-def test_who_rotates_at_once_loses_no_key_and_leaves_none_unrecorded(
-    settings: Settings, ledger: Ledger
-) -> None:
+def test_who_rotates_at_once_loses_no_key_and_leaves_none_unrecorded(settings: Settings, ledger: Ledger) -> None:
     make_checkpoint(settings, ledger)
 
     def change(number: int) -> str | None:

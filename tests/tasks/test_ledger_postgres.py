@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tasks.audit_export import export_ledger, verify_folder
 
+from tasks.audit_export import export_ledger, verify_folder
 from tasks.ledger import Ledger
 from tests.tasks.postgres import postgres_url
 from touchstone.errors import BadInput, LedgerConflict

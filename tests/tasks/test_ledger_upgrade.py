@@ -111,7 +111,7 @@ def test_a_process_of_the_old_version_cannot_append_outside_the_chain(url: str) 
 
 def test_a_ledger_that_cannot_be_chained_is_left_as_it_was(url: str) -> None:
     write_old(url, {"default": 2}, payload='{"score": NaN}')
-    with pytest.raises(BadInput, match="event 1 of default cannot be chained .* nothing was changed"):
+    with pytest.raises(BadInput, match=r"event 1 of default cannot be chained .* nothing was changed"):
         Ledger(url, "default")
     engine = ledger_engine(url)
     with engine.connect() as connection:
