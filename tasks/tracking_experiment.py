@@ -11,11 +11,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+def traffic_experiment(environment: str) -> str:
+    """Name of the experiment that apps send live traffic to, and that the canary reads."""
+    return f"traffic/{environment}"
+
+
+def full_name(name: str) -> str:
+    """An experiment's name as MLflow shows it."""
+    return f"touchstone/{name}"
+
+
 def ensure_experiment(client: MlflowClient, settings: Settings, name: str, note: str, tags: dict[str, str]) -> str:
     """Id of the experiment `touchstone/<name>`; its files lie beside the embedded store, or with the server."""
     from mlflow.exceptions import MlflowException
 
-    full = f"touchstone/{name}"
+    full = full_name(name)
     found = client.get_experiment_by_name(full)
     if found is None:
         location = None if is_http(tracking_uri(settings)) else settings.state.absolute() / "mlartifacts" / name

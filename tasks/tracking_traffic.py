@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.failover import Attempt
 from tasks.retrieval_log import log_retrieval, used_chunks
 from tasks.tracking_address import TrackingUnavailable, connected
-from tasks.tracking_experiment import ensure_experiment
+from tasks.tracking_experiment import ensure_experiment, traffic_experiment
 from tasks.tracking_spans import SpanTree, call_attributes, document_output, send_traces
 from touchstone.pii import scrub
 from touchstone.results import Call, Failure, Retrieval
@@ -54,11 +54,6 @@ class LiveAnswer:
     segment: str | None = None
     served_by: str | None = None
     is_fallback: bool = False
-
-
-def experiment_name(environment: str) -> str:
-    """Without the prefix `touchstone/`."""
-    return f"traffic/{environment}"
 
 
 def trace_id(environment: str, request_id: str) -> str:
@@ -253,7 +248,7 @@ class TrafficSender:
     def _experiment(self, client: Any, environment: str) -> str:
         note = "Live traffic: what the canary is judged on. Scrubbed before it was sent."
         tags = {"touchstone.environment": environment, "touchstone.kind": "traffic"}
-        return ensure_experiment(client, self._settings, experiment_name(environment), note, tags)
+        return ensure_experiment(client, self._settings, traffic_experiment(environment), note, tags)
 
     def _log(self, batch: Sequence[LiveAnswer]) -> None:
         """Production retrievals, scrubbed too: freshness and query drift are measured on them."""

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.tracking_address import TrackingUnavailable, connected
+from tasks.tracking_experiment import full_name, traffic_experiment
 from tasks.tracking_spans import send_feedback
 from touchstone.canary_sampling import ServedRequest
 from touchstone.results import Answer, Retrieval, RetrievedChunk
@@ -60,7 +61,7 @@ class TracedAnswer:
 
 
 def experiment_name(environment: str) -> str:
-    return f"touchstone/traffic/{environment}"
+    return full_name(traffic_experiment(environment))
 
 
 def read_traffic(
