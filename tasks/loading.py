@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from touchstone.bundle import Bundle, InlinePrompt
 from touchstone.cases import GoldenCase, dataset_digest
+from touchstone.deployments import Deployments
 from touchstone.errors import BadInput
 from touchstone.policy import Policy
 from touchstone.prompts import Prompt
@@ -47,6 +48,11 @@ def load_settings(**overrides: Any) -> Settings:
         raise BadInput(f"touchstone.yaml: not YAML: {error}") from None
     _check_ledger_folder(settings.ledger_url)
     return settings
+
+
+def load_deployments(root: Path) -> Deployments:
+    """prefect.yaml, with every key known and every schedule valid."""
+    return load_yaml(root / "prefect.yaml", Deployments)
 
 
 def _check_ledger_folder(url: str) -> None:

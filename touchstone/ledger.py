@@ -39,6 +39,11 @@ class EventKind(StrEnum):
     RELEASE_PROMOTED = "release.promoted"
     RELEASE_ROLLED_BACK = "release.rolled_back"
     ATTRIBUTION_DECIDED = "attribution.decided"
+    PROBE_CHECKED = "probe.checked"
+    ALARM_RAISED = "alarm.raised"  # something stands until it is cleared; raised again to remind
+    ALARM_CLEARED = "alarm.cleared"
+    LABELS_SAMPLED = "labels.sampled"
+    LABELS_IMPORTED = "labels.imported"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     ENTRY_ERASED = "entry.erased"  # what makes an erased payload or content something else than a missing one
@@ -122,3 +127,13 @@ def gate_subject(bundle_name: str) -> str:
 def canary_subject(canary_id: str) -> str:
     """What the looks at one canary belong to."""
     return f"canary:{canary_id}"
+
+
+def probe_subject(bundle_name: str, bundle_fingerprint: str) -> str:
+    """What the probes of a bundle's vendor belong to."""
+    return f"probe:{bundle_name}:{bundle_fingerprint}"
+
+
+def alarm_subject(alarm: str) -> str:
+    """What an alarm's raising and clearing belong to; `alarm` is such as suite-silent:support:support."""
+    return f"alarm:{alarm}"

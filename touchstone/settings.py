@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,6 +14,18 @@ from pydantic_settings import (
 )
 
 from touchstone.notify_target import NotifyTarget
+from touchstone.webhooks import Webhooks
+
+
+class Retention(BaseModel):
+    """How long things are kept, in days. The ledger is kept for ever."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    traces: int = Field(default=90, ge=1, description="Live traffic in MLflow")
+    runs: int = Field(default=90, ge=1, description="Spools of evals, gates, canaries and attributions on disk")
+    flow_runs: int = Field(default=90, ge=1, description="Finished flow runs in Prefect")
+    retrievals: int = Field(default=90, ge=1, description="The retrieval log")
 
 
 class Settings(BaseSettings):
@@ -39,6 +51,14 @@ class Settings(BaseSettings):
     task_runner_address: str = Field(default="", description="Of a Dask scheduler or Ray cluster; empty: local")
     task_workers: int = Field(default=2, ge=1, le=1024, description="Threads, or workers of a local Dask or Ray")
     notify: tuple[NotifyTarget, ...] = Field(default=(), description="Who is told of releases and of levels")
+    webhooks: Webhooks = Field(default=Webhooks(), description="Who may send webhooks, and what each one starts")
+    inbox_url: str = Field(
+        default="", description="SQLAlchemy URL of the webhooks' inbox; empty: the ledger's server, or SQLite in `home`"
+    )
+    gateway_url: str = Field(default="http://127.0.0.1:8700", description="Where Prefect and MLflow reach the gateway")
+    silent_after_h: float = Field(default=26, gt=0, description="A scheduled eval silent for so long is missed")
+    renotify_h: float = Field(default=24, gt=0, description="An alarm that stands is told again after so long")
+    retention: Retention = Retention()
     trace_limit: int = Field(default=500, ge=0, description="Runs up to this size send a trace for every case")
 
     @classmethod
@@ -63,6 +83,11 @@ class Settings(BaseSettings):
     @property
     def embedding_cache(self) -> Path:
         return self.state / "embeddings.db"
+
+    @property
+    def inbox(self) -> str:
+        shared = "" if self.ledger_url.startswith("sqlite") else self.ledger_url  # one file would be one writer lock
+        return self.inbox_url or shared or f"sqlite:///{self.state / 'inbox.db'}"
 
     @property
     def ledger(self) -> str:
