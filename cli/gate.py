@@ -19,6 +19,9 @@ _EXIT = {"pass": 0, "fail": 1, "unmeasurable": 3}
 
 def gate(
     bundle: Annotated[str, typer.Option(help="The candidate: a name in bundles/, or a path.")] = "support",
+    prompt: Annotated[
+        str | None, typer.Option(help="Another than the bundle's: name@version, or mlflow:NAME@VERSION.")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="A name in datasets/, or a folder with cases.jsonl.")] = "support",
     against: Annotated[str | None, typer.Option(help="Another bundle than the environment's champion.")] = None,
     policy: Annotated[str | None, typer.Option(help="Another policy file than the dataset's policy.yaml.")] = None,
@@ -59,6 +62,7 @@ def gate(
         request = GateRequest.model_validate(
             {
                 "bundle": bundle,
+                "prompt": prompt,
                 "dataset": dataset,
                 "policy": policy,
                 "against": against,

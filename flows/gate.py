@@ -19,6 +19,7 @@ from flows.golden_eval import evaluate_shard, publish, publish_cases
 from tasks.announce_gate import create_artifact, with_links
 from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit
+from tasks.gate_candidates import ask_for, candidates_of
 from tasks.gate_evidence import gate_on_runs
 from tasks.gate_ledger import record_gate
 from tasks.gate_plan import GatePlan, GateRequest, plan_gate, resume_gate
@@ -34,15 +35,17 @@ Log = logging.Logger | logging.LoggerAdapter
 
 
 def _flow_run_name() -> str:
-    """`gate support-cited on support`, also where a path or an event named the bundle."""
+    """`gate support-cited on support`, also where a path or an event named the bundle or the prompt."""
     given = flow_run.parameters
-    bundle = (given.get("event") or {}).get("bundle") or given["bundle"]
-    return f"gate {Path(bundle).stem} on {Path(given['dataset']).name}"
+    event = given.get("event") or {}
+    bundle = event.get("bundle") or ("a push" if "paths" in event else event.get("prompt")) or given["bundle"]
+    return f"gate {Path(str(bundle)).stem} on {Path(given['dataset']).name}"
 
 
 @flow(name="gate", flow_run_name=_flow_run_name)
 async def gate(
     bundle: str = "support",
+    prompt: str | None = None,
     dataset: str = "support",
     policy: str | None = None,
     against: str | None = None,
@@ -61,7 +64,8 @@ async def gate(
     worse or nothing could be shown; the state's name says which.
 
     Args:
-        bundle: The candidate: a name in bundles/, or a path.
+        bundle: The candidate: a name in bundles/, or a path. Empty, with a prompt: the champion.
+        prompt: Another prompt than the bundle's: name@version, or mlflow:NAME@VERSION of MLflow's registry.
         dataset: A name in datasets/, or a folder with cases.jsonl.
         policy: Another policy file than the dataset's policy.yaml.
         against: Another bundle to compare with than the environment's champion.
@@ -72,12 +76,19 @@ async def gate(
         max_cost_usd: Spend cap of both runs together; empty means the policy's for each.
         record: Write the decision into the ledger; without it nothing follows from a pass.
         resume: Key of a gate to finish; of the other fields only the spend cap counts then.
-        event: Payload of the event that asked for this; its `bundle` names the candidate.
+        event: Payload of the event that asked for this: a bundle, a prompt's version in MLflow, or changed files.
     """
     apply_defaults()
     settings, log = load_settings(), get_run_logger()
+    if event is not None:
+        candidates = await asyncio.to_thread(candidates_of, settings, event)
+        if not candidates.found:
+            return Completed(name="Nothing to gate", message=candidates.reason)
+        bundle, prompt = candidates.found[0].bundle, candidates.found[0].prompt
+        ask_for(settings, candidates.found[1:])
     request = GateRequest(
-        bundle=(event or {}).get("bundle") or bundle,
+        bundle=bundle,
+        prompt=prompt,
         dataset=dataset,
         policy=policy,
         against=against,

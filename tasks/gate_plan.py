@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.ledger import Ledger
 from tasks.loading import GoldenSet, load_golden_set
-from tasks.plan import EvalManifest, EvalPlan, EvalRequest, check_vendors, load_definition, plan_definition
+from tasks.plan import EvalManifest, EvalPlan, EvalRequest, check_vendors, load_definition, plan_definition, with_prompt
 from tasks.promotions import clean_name
 from tasks.release_index import index_for
 from tasks.releases import read_release
@@ -36,6 +36,7 @@ class GateRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: str = Field(default="support", description="The candidate: a name in bundles/, or a path")
+    prompt: str | None = Field(default=None, description="In the bundle's place of its own; with no bundle: champion's")
     dataset: str = Field(default="support", description="A name in datasets/, or a folder with cases.jsonl")
     policy: str | None = Field(default=None, description="Another policy file; empty: the dataset's policy.yaml")
     against: str | None = Field(default=None, description="Another bundle than the environment's champion")
@@ -117,9 +118,9 @@ def plan_gate(
     """
     request = request.model_copy(update={"by": clean_name(request.by)})
     golden = load_golden_set(settings.root, request.dataset, request.policy)
-    candidate = load_definition(settings, request.bundle, golden)
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
         state = read_release(ledger)
+        candidate = candidate_of(settings, ledger, request, state, golden)
         champion = champion_of(settings, ledger, request, state, golden)
     changed = check_change(request, candidate, champion)
     check_release(request, state, candidate, champion)
@@ -201,13 +202,27 @@ def resume_gate(settings: Settings, key: str, *, max_cost_usd: float | None = No
     return GatePlan(settings, record, golden, sides)
 
 
+def candidate_of(
+    settings: Settings, ledger: Ledger, request: GateRequest, state: ReleaseState, golden: GoldenSet
+) -> Definition:
+    """The bundle to gate: the one named, or what the environment serves; with another prompt where one is asked for."""
+    base = load_definition(settings, request.bundle, golden) if request.bundle else _serving(ledger, state)
+    if base is None:
+        raise BadInput(f"{state.environment} has no champion whose prompt could change; name a bundle")
+    return with_prompt(settings, base, request.prompt) if request.prompt else base
+
+
 def champion_of(
     settings: Settings, ledger: Ledger, request: GateRequest, state: ReleaseState, golden: GoldenSet
 ) -> Definition | None:
     """The bundle to compare with: the one named, else what the environment serves; None when it serves nothing."""
-    serving = state.champion.deployment.definition if state.champion else None
     if request.against is not None:
         return load_definition(settings, request.against, golden)
+    return _serving(ledger, state)
+
+
+def _serving(ledger: Ledger, state: ReleaseState) -> Definition | None:
+    serving = state.champion.deployment.definition if state.champion else None
     if serving is None or serving.retrieval is None or serving.index is None:
         return serving
     return serving.model_copy(update={"index": index_for(ledger, serving)})  # its readers follow re-indexing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import subprocess
 from contextlib import closing
@@ -26,13 +27,15 @@ from tasks.loading import (
 )
 from tasks.sources import read_source
 from tasks.spool import Spool, existing_spool
+from tasks.tracking_prompts import read_prompt
 from tasks.vendor_endpoint import check_cap, check_endpoint
-from touchstone.bundle import Bundle, Endpoint, Judge
+from touchstone.bundle import Bundle, Endpoint, InlinePrompt, Judge
 from touchstone.cases import GoldenCase
 from touchstone.definition import Definition
 from touchstone.drift import MetricSpec
 from touchstone.errors import BadInput
 from touchstone.index import IndexVersion
+from touchstone.prompts import Prompt
 from touchstone.release_index import index_fits
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.scorer_specs import JUDGED
@@ -184,8 +187,7 @@ def load_definition(settings: Settings, bundle_name: str, golden: GoldenSet | No
         if golden is not None:
             check_relevant_ids(golden, _document_ids(settings, golden, retrieval, index, source), source)
     if bundle.prompt is not None:
-        needed = {"question", "context"} if retrieval else {"question"}
-        prompt = load_prompt(root, bundle.prompt, needed)
+        prompt = find_prompt(settings, bundle.prompt, needed_placeholders(retrieval))
     if golden is not None and golden.policy.needs_judge and bundle.judge is None:
         judged = [scorer.name for scorer in golden.policy.scorers if scorer.kind in JUDGED]
         raise BadInput(
@@ -195,6 +197,29 @@ def load_definition(settings: Settings, bundle_name: str, golden: GoldenSet | No
     judge = bundle.judge
     judge_prompt = load_prompt(root, judge.prompt, {"payload"}, {"schema"}) if judge else None
     return Definition(bundle=bundle, prompt=prompt, retrieval=retrieval, index=index, judge_prompt=judge_prompt)
+
+
+def with_prompt(settings: Settings, definition: Definition, reference: str) -> Definition:
+    """The same bundle with another prompt: name@version, or mlflow:NAME@VERSION of MLflow's registry."""
+    prompt = find_prompt(settings, reference, needed_placeholders(definition.retrieval))
+    name = f"{definition.bundle.name.partition('-with-')[0]}-with-{re.sub(r'[^a-zA-Z0-9.]+', '-', reference)}"
+    bundle = definition.bundle.model_copy(update={"name": name, "prompt": reference})
+    return definition.model_copy(update={"bundle": bundle, "prompt": prompt})
+
+
+def find_prompt(settings: Settings, reference: str | InlinePrompt, needed: set[str]) -> Prompt:
+    """A file of the project, what is written into the bundle, or a version of MLflow's registry.
+
+    Raises TrackingUnavailable when that does not answer.
+    """
+    if isinstance(reference, InlinePrompt) or not reference.startswith("mlflow:"):
+        return load_prompt(settings.root, reference, needed)
+    return read_prompt(settings, reference, needed)
+
+
+def needed_placeholders(retrieval: RetrievalConfig | None) -> set[str]:
+    """What a prompt has to show the model."""
+    return {"question", "context"} if retrieval else {"question"}
 
 
 def plan_definition(
