@@ -202,9 +202,14 @@ def load_definition(settings: Settings, bundle_name: str, golden: GoldenSet | No
 def with_prompt(settings: Settings, definition: Definition, reference: str) -> Definition:
     """The same bundle with another prompt: name@version, or mlflow:NAME@VERSION of MLflow's registry."""
     prompt = find_prompt(settings, reference, needed_placeholders(definition.retrieval))
-    name = f"{definition.bundle.name.partition('-with-')[0]}-with-{re.sub(r'[^a-zA-Z0-9.]+', '-', reference)}"
+    name = name_with_prompt(definition.bundle.name, reference)
     bundle = definition.bundle.model_copy(update={"name": name, "prompt": reference})
     return definition.model_copy(update={"bundle": bundle, "prompt": prompt})
+
+
+def name_with_prompt(bundle_name: str, reference: str) -> str:
+    """Of a bundle whose prompt was replaced, such as support-with-mlflow-support-7."""
+    return f"{bundle_name.partition('-with-')[0]}-with-{re.sub(r'[^a-zA-Z0-9.]+', '-', reference)}"
 
 
 def find_prompt(settings: Settings, reference: str | InlinePrompt, needed: set[str]) -> Prompt:

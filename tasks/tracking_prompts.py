@@ -7,6 +7,8 @@ import json
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,32 @@ def read_prompt(settings: Settings, reference: str, needed: set[str]) -> Prompt:
 def is_projection(settings: Settings, name: str, version: str) -> bool:
     """Whether a version was registered from here, to show a file's or a deployment's prompt."""
     return _DIGEST in _registered(settings, name, version).tags
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in MLflow's registry."""
+
+    version: str
+    made_at: datetime
+
+
+def newest_version(settings: Settings, name: str) -> RegisteredVersion | None:
+    """The newest version of a prompt that people made in MLflow; None without any."""
+    from mlflow.exceptions import MlflowException
+
+    with connected(settings) as client:
+        try:
+            versions = client.search_prompt_versions(name, max_results=1000) if name else []
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            versions = []
+    newest = max((one for one in versions if _DIGEST not in one.tags), key=lambda one: int(one.version), default=None)
+    if newest is None:
+        return None
+    made_at = datetime.fromtimestamp((newest.creation_timestamp or 0) / 1000, UTC)
+    return RegisteredVersion(str(newest.version), made_at)
 
 
 def show_prompts(client: MlflowClient, definitions: Iterable[Definition]) -> None:

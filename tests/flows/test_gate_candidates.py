@@ -65,7 +65,10 @@ def test_a_prompt_made_in_mlflow_is_gated_in_the_champions_place(
     assert found == (Candidate("", f"mlflow:hours@{made.version}"),)
 
     given = ("--bundle", "", "--prompt", f"mlflow:hours@{made.version}", "--dataset", "datasets-own/hours")
+    newest = {"prompts": "newest"}  # what a webhook that was lost would have said
+    assert candidates_of(load_settings(), newest).found == found
     code, report = touchstone("gate", *given, "--no-prefect", "--json")
+    assert candidates_of(load_settings(), newest).reason == f"hours version {made.version} was gated already"
     assert (code, report["decision"]["verdict"]) == (0, "pass")
     with closing(Ledger(load_settings().ledger, "default")) as ledger:
         candidate = read_release(ledger).candidate
