@@ -43,7 +43,8 @@ class Candidates:
 def candidates_of(settings: Settings, event: dict[str, Any]) -> Candidates:
     """An event names a `bundle`, a `prompt` and its `version` in MLflow's registry, or changed `paths` of the project.
 
-    `prompts: newest` looks in MLflow for a version of the champion's prompt whose webhook was lost. Raises BadInput when it names none of them.
+    `prompts: newest` looks in MLflow for a version of the champion's prompt whose webhook was lost. Raises BadInput
+    when it names none of them.
     """
     if isinstance(event.get("bundle"), str):
         return Candidates((Candidate(event["bundle"]),))

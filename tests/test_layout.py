@@ -49,7 +49,10 @@ RUNS_BY_ITSELF = {
         "schedules": [
             {"cron": "30 6 * * *", "timezone": "Europe/Berlin", "slug": "every-morning", "active": True},
         ],
-        "triggers": [on_event("eval-after-reindex", "touchstone.index.promoted")],
+        "triggers": [
+            on_event("eval-after-reindex", "touchstone.index.promoted"),
+            on_event("eval-after-probe", "touchstone.probe.detected", resource="touchstone.probe.support"),
+        ],
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
         "work_pool": {"name": "evals"},
     },
@@ -89,7 +92,15 @@ RUNS_BY_ITSELF = {
     "flows.gate.gate": {
         "name": "support",
         "parameters": {"dataset": "support"},
-        "schedules": None,
+        "schedules": [
+            {
+                "cron": "20 */2 * * *",
+                "timezone": "Europe/Berlin",
+                "slug": "missed-prompts",
+                "active": True,
+                "parameters": {"event": {"prompts": "newest"}},
+            }
+        ],
         "triggers": [
             on_event("gate-on-change", "touchstone.webhook.bundle-changed", resource=RELEASE, whole_payload=True)
         ],
