@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from touchstone.drift_records import DriftPolicy, MetricSpec
+from touchstone.label_policy import LabelPolicy
 from touchstone.release_policy import Factor, MetricGate, ReleasePolicy
 from touchstone.scorer_specs import (
     JUDGED,
@@ -36,6 +37,7 @@ class Policy(BaseModel):
     gate: dict[str, MetricGate] = Field(default_factory=dict)
     release: ReleasePolicy = ReleasePolicy()
     drift: DriftPolicy = DriftPolicy()
+    labels: LabelPolicy = LabelPolicy()
     fail_on: Literal["worse", "change"] = Field(default="worse", description="Which drift makes exit code 1")
     minimum_cases: int = Field(default=20, ge=1)
     maximum_failure_share: float = Field(default=0.10, ge=0, le=1)
