@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from tasks.flow_run import flow_run_id, flow_run_page
 from tasks.ledger import Ledger
 from tasks.outbox_http import post_json
 from tasks.projection import Projection
@@ -40,22 +40,15 @@ def run_links(settings: Settings, run_keys: Sequence[str]) -> dict[str, str]:
     return {}
 
 
-def flow_run_url(settings: Settings) -> str | None:
-    """The page of the flow run that is delivering: the one that waits, when an approval is asked for."""
-    run = _flow_run_id()
-    base = settings.prefect_ui_url.rstrip("/")
-    return f"{base}/runs/flow-run/{run}" if base and run else None
-
-
 def prefect_event(settings: Settings, news: News) -> dict[str, Any]:
     """The event as Prefect's API takes it. The payload is flat and whole."""
-    run = _flow_run_id()
+    run = flow_run_id()
     related = [{"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"}] if run else []
     pages = run_links(settings, news.run_keys)
     links = {
         "mlflow_url": pages.get("MLflow"),
         "mlflow_compare_url": pages.get("MLflow: compare"),
-        "prefect_url": flow_run_url(settings),
+        "prefect_url": flow_run_page(settings, run),
     }
     return {
         "id": str(uuid5(NAMESPACE_URL, f"touchstone:{news.environment}:{news.sequence}")),
@@ -84,7 +77,7 @@ def _send(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -> 
 
 def _api_url() -> str:
     configured = os.environ.get("PREFECT_API_URL", "")
-    if not configured and _flow_run_id():
+    if not configured and flow_run_id():
         from prefect.client.orchestration import get_client
 
         configured = str(get_client(sync_client=True).api_url)  # of the server that this flow run started
@@ -96,12 +89,3 @@ def _authorization() -> dict[str, str]:
     if pair:
         return {"authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
     return {"authorization": f"Bearer {key}"} if key else {}
-
-
-def _flow_run_id() -> str | None:
-    """None outside a flow run, and without importing Prefect to know it."""
-    if "prefect" not in sys.modules:
-        return None
-    from prefect.runtime import flow_run
-
-    return flow_run.id

@@ -43,7 +43,7 @@ def read_history(ledger: Ledger, subject: str) -> DriftHistory:
     frozen = ledger.latest(EventKind.BASELINE_FROZEN, subject)
     if frozen is None:
         return DriftHistory(None, (), 0, last)
-    since = tuple(event for event in decided if event.sequence > frozen.sequence)
+    since = tuple(event for event in decided if event.sequence > frozen.sequence and event.content_digest)
     return DriftHistory(Baseline.model_validate_json(ledger.content(frozen)), since, frozen.sequence, last)
 
 
@@ -69,7 +69,10 @@ def decide_and_record(
         baseline = history.baseline
         try:
             if baseline is None or (baseline.run_keys == (run.run_key,) and not history.decided):
-                return _first_decision(ledger, subject, run, specs, policy, history.baseline_sequence)
+                decision = _first_decision(ledger, subject, run, specs, policy, history.baseline_sequence)
+                if decision.verdict is Verdict.UNMEASURABLE and baseline is None:
+                    _append(ledger, subject, run, decision, None, history.last_sequence)  # it ran, and left no state
+                return decision
             state, later_runs = _state_before(ledger, history, run.run_key)
             decision, state = decide(run, baseline, state, policy)
             if not later_runs and run.run_key not in baseline.run_keys:
@@ -123,7 +126,7 @@ def _state_before(ledger: Ledger, history: DriftHistory, run_key: str) -> tuple[
 
 
 def _append(
-    ledger: Ledger, subject: str, run: RunScores, decision: DriftDecision, state: DriftState, after: int
+    ledger: Ledger, subject: str, run: RunScores, decision: DriftDecision, state: DriftState | None, after: int
 ) -> None:
     payload = {
         "run_key": run.run_key,
@@ -131,5 +134,5 @@ def _append(
         "direction": decision.direction.value if decision.direction else None,
         "reason": decision.reason,
     }
-    content = state.model_dump_json().encode()
+    content = state.model_dump_json().encode() if state else None
     ledger.append(EventKind.EVAL_DECIDED, subject, payload, content=content, after=after)

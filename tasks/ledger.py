@@ -14,8 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
+from tasks.flow_run import flow_run_id
 from tasks.ledger_engine import ledger_engine
 from tasks.ledger_upgrade import upgrade
+from touchstone.alarms import ALARM_KINDS
 from touchstone.erasure import ERASURE_SUBJECT, Erasure, why_kept
 from touchstone.errors import BadInput, LedgerConflict
 from touchstone.ledger import GENESIS, EventKind, LedgerEvent, content_digest, encode_payload
@@ -37,6 +39,7 @@ _EVENTS = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Index("events_by_subject", "environment", "subject", "kind", "sequence"),
 )
+_OF_NO_FLOW = {EventKind.KEY_CREATED, EventKind.KEY_ROTATED, EventKind.ENTRY_ERASED, *ALARM_KINDS}
 _CONTENTS = sa.Table(
     "contents",
     _METADATA,
@@ -69,11 +72,13 @@ class Ledger:
         after: int | None = None,
         watched: Collection[EventKind] = (),
     ) -> LedgerEvent:
-        """Append one event.
+        """Append one event. In a Prefect flow run its payload names that run too, as `flow_run_id`.
 
         `after` is the sequence of the subject's latest event of this kind (or of the `watched` kinds) as the caller
         knows it (0: none); LedgerConflict when there is a later one by now, so that nobody decides on an old state.
         """
+        if kind not in _OF_NO_FLOW and (run := flow_run_id()):
+            payload = {"flow_run_id": run} | payload
         for _ in range(100):
             try:
                 with self._engine.begin() as connection:
@@ -148,9 +153,10 @@ class Ledger:
         *,
         newest: int | None = None,
         since: int = 0,
+        before: int | None = None,
         erased: bool = False,
     ) -> list[LedgerEvent]:
-        """Events after the sequence `since`, in order; with `newest` only the last ones, newest first.
+        """Events after the sequence `since`, up to `before`, in order; with `newest` only the last, newest first.
 
         Erased ones, of which nobody can read anything, only when they are asked for.
         """
@@ -159,6 +165,8 @@ class Ledger:
             query = query.where(_EVENTS.c.kind == kind.value)
         if subject is not None:
             query = query.where(_EVENTS.c.subject == subject)
+        if before is not None:
+            query = query.where(_EVENTS.c.sequence < before)
         if not erased:
             query = query.where(_EVENTS.c.salt.is_not(None))
         order = _EVENTS.c.sequence.desc() if newest else _EVENTS.c.sequence

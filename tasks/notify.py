@@ -1,4 +1,4 @@
-"""Notifications: Slack-compatible messages, and webhooks signed as Standard Webhooks asks."""
+"""Notifications: Slack-compatible messages, webhooks signed as Standard Webhooks asks, mail and every other service."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tasks.announce_release import flow_run_url, run_links
+from tasks.announce_release import run_links
+from tasks.flow_run import flow_run_page
 from tasks.ledger import Ledger
+from tasks.notify_apprise import send_by_apprise
 from tasks.outbox_http import post_json
 from tasks.projection import Projection, TargetAway
+from touchstone.alarms import ALARM_KINDS
 from touchstone.ledger import RELEASE_SUBJECT, LedgerEvent
-from touchstone.notices import NOTICE_KINDS, Notice, notice_of_level, notice_of_release, slack_message, webhook_body
+from touchstone.notice_texts import is_end, plain_text, slack_message, webhook_body
+from touchstone.notices import NOTICE_KINDS, Notice, folded, notice_of_alarm, notice_of_level, notice_of_release
 from touchstone.release_news import NEWS_KINDS
 from touchstone.settings import NotifyTarget, Settings
+from touchstone.severity import Severity
+
+FOLDED_ABOVE = 20  # so many at once are told one by one, more as one message
+_LOOKED_BACK = 200  # events of one subject: as far as the last one that could be measured
+_APPRISE_TYPES = {Severity.INFO: "info", Severity.WARNING: "warning", Severity.CRITICAL: "failure"}
 
 
 def projections(settings: Settings) -> tuple[Projection, ...]:
@@ -46,12 +55,16 @@ def _distinct(targets: Sequence[NotifyTarget]) -> list[NotifyTarget]:
 
 def _sender(target: NotifyTarget) -> Callable[[Settings, Ledger, Sequence[LedgerEvent]], Iterator[int]]:
     def send(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -> Iterator[int]:
-        releases = ledger.events(subject=RELEASE_SUBJECT)
-        for event in events:
-            notice = _notice(ledger, releases, event)
-            if notice is not None and target.wants(notice.name):
-                _post(target, notice, _links(settings, notice))
-            yield event.sequence
+        releases = ledger.events(subject=RELEASE_SUBJECT) if any(one.kind in NEWS_KINDS for one in events) else []
+        found = [(event.sequence, _notice(ledger, releases, event)) for event in events]
+        wanted = [notice for _, notice in found if notice and target.wants(notice.name, notice.severity)]
+        if target.is_for_people and len(wanted) > FOLDED_ABOVE:
+            _post(settings, target, folded(wanted))
+            wanted = []
+        for sequence, notice in found:
+            if notice in wanted:
+                _post(settings, target, notice)
+            yield sequence
 
     return send
 
@@ -59,20 +72,27 @@ def _sender(target: NotifyTarget) -> Callable[[Settings, Ledger, Sequence[Ledger
 def _notice(ledger: Ledger, releases: Sequence[LedgerEvent], event: LedgerEvent) -> Notice | None:
     if event.kind in NEWS_KINDS:
         return notice_of_release(ledger.environment, releases, event)
-    earlier = [one for one in ledger.events(event.kind, event.subject) if one.sequence < event.sequence]
+    if event.kind in ALARM_KINDS:
+        return notice_of_alarm(ledger.environment, event)
+    earlier = ledger.events(event.kind, event.subject, before=event.sequence, newest=_LOOKED_BACK)[::-1]
     return notice_of_level(ledger.environment, earlier, event)
 
 
 def _links(settings: Settings, notice: Notice) -> dict[str, str]:
     links = run_links(settings, notice.data.get("run_keys", ()))
-    page = flow_run_url(settings)
+    page = flow_run_page(settings, notice.flow_run_id)
     return links | ({"Prefect": page} if page else {})
 
 
-def _post(target: NotifyTarget, notice: Notice, links: dict[str, str]) -> None:
-    url = _from_environment(target.url_env)
+def _post(settings: Settings, target: NotifyTarget, notice: Notice) -> None:
+    url, links = _from_environment(target.url_env), _links(settings, notice)
     if target.kind == "slack":
         post_json(url, json.dumps(slack_message(notice, links)).encode())
+        return
+    if target.kind != "webhook":
+        title, text = plain_text(notice, links)
+        kind = "success" if is_end(notice) else _APPRISE_TYPES[notice.severity]
+        send_by_apprise(url, title, text, kind, only_mail=target.kind == "email")
         return
     body = json.dumps(webhook_body(notice, links)).encode()
     secret = _from_environment(target.secret_env)

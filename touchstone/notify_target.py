@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from touchstone.severity import Severity
+
 _RELEASES = (
     *("release.candidate", "release.canary", "release.held", "release.graduated", "release.stopped"),
     *("release.denied", "release.promoted", "release.rolled_back", "approval.asked"),
@@ -13,10 +15,13 @@ _RELEASES = (
 # What is told unless a target chooses: no flags, which pass by themselves, and no gate, which tells who asked for it.
 QUIET = (
     *_RELEASES,
+    *("alarm.raised", "alarm.reminded", "alarm.cleared"),
+    *("eval.unmeasurable", "eval.measurable", "freshness.unmeasurable", "freshness.measurable"),
+    *("probe.detected", "probe.recovered"),
     *("drift.detected", "drift.recovered", "freshness.breached", "freshness.recovered"),
     *("queries.drifted", "queries.recovered"),
 )
-NOTICES = (*QUIET, "gate.decided", "drift.flagged", "freshness.flagged", "queries.flagged")
+NOTICES = (*QUIET, "gate.decided", "drift.flagged", "freshness.flagged", "queries.flagged", "probe.flagged")
 
 
 class NotifyTarget(BaseModel):
@@ -24,10 +29,11 @@ class NotifyTarget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["slack", "webhook"]
-    url_env: str = Field(pattern=r"^[A-Za-z_]\w*$", description="Environment variable with the address")
+    kind: Literal["slack", "webhook", "email", "apprise"]
+    url_env: str = Field(pattern=r"^[A-Za-z_]\w*$", description="Variable with the address; email: mailto(s)://...")
     secret_env: str = Field(default="", pattern=r"^([A-Za-z_]\w*)?$", description="With the webhook's signing secret")
     events: tuple[str, ...] = Field(default=(), description="Such as release, drift.detected; empty: all but flags")
+    minimum_severity: Severity = Field(default=Severity.INFO, description="What is less severe is not told")
 
     @field_validator("events")
     @classmethod
@@ -44,7 +50,13 @@ class NotifyTarget(BaseModel):
             raise ValueError("name the variable with the webhook's secret in `secret_env`: what is sent is signed")
         return self
 
-    def wants(self, notice: str) -> bool:
+    @property
+    def is_for_people(self) -> bool:
+        """Who would rather read one message than fifty."""
+        return self.kind != "webhook"
+
+    def wants(self, notice: str, severity: Severity = Severity.CRITICAL) -> bool:
         """Whether it is told of a notice, such as release.promoted."""
         chosen = self.events or QUIET
-        return notice in chosen or notice.partition(".")[0] in chosen
+        named = notice in chosen or notice.partition(".")[0] in chosen
+        return named and severity.rank >= self.minimum_severity.rank

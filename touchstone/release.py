@@ -194,7 +194,8 @@ def _dropped(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
 
 
 def _approval_asked(state: ReleaseState, event: LedgerEvent) -> ReleaseState:
-    request = ApprovalRequest(asked_at=event.at, **event.payload)
+    known = {name: value for name, value in event.payload.items() if name in ApprovalRequest.model_fields}
+    request = ApprovalRequest.model_validate(known | {"asked_at": event.at})
     return _with_candidate(state, approval=request)
 
 

@@ -155,7 +155,10 @@ def test_levels_are_told_when_they_are_reached_or_left_only(ledger: Ledger, rece
         payload = {"verdict": "x", "reason": "moved", "transition": transition}
         ledger.append(EventKind.QUERIES_CHECKED, "index:docs", payload)
     deliver(settings(tmp_path), ledger)
-    quiet = ["drift.detected", "drift.recovered", "freshness.breached", "queries.drifted", "queries.recovered"]
+    quiet = [
+        *("drift.detected", "eval.unmeasurable", "eval.measurable", "drift.recovered"),
+        *("freshness.breached", "queries.drifted", "queries.recovered"),
+    ]
     assert told(receiver) == quiet
     assert receiver.received[0].json["data"]["headline"] == "eu.production: drift detected: support on golden"
     assert receiver.received[0].json["data"]["reason"] == "because 2"
@@ -195,8 +198,8 @@ def test_no_message_and_no_warning_holds_an_address_or_a_secret(
     [
         ({"kind": "webhook", "url_env": "HOOK"}, "secret_env"),
         ({"kind": "slack", "url_env": "https://hooks.slack.com/services/T/B/x"}, "pattern"),
-        ({"kind": "slack", "url_env": "HOOK", "events": ["released"]}, "unknown event released; there are approval"),
-        ({"kind": "mail", "url_env": "HOOK"}, "'slack' or 'webhook'"),
+        ({"kind": "slack", "url_env": "HOOK", "events": ["released"]}, "unknown event released; there are alarm"),
+        ({"kind": "mail", "url_env": "HOOK"}, "'slack', 'webhook', 'email' or 'apprise'"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_name(entry: dict[str, Any], problem: str, tmp_path: Path) -> None:
