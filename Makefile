@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup run test check bench soak lock
+.PHONY: setup run up down status test check bench soak lock
 
 setup: $(STAMP)
 
@@ -22,6 +22,16 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: setup
 	@$(BIN)/touchstone demo
+
+# Prefect, MLflow, gateway, worker and the emulated vendor, until Ctrl-C (docs/deploy.md).
+up: setup
+	@$(BIN)/touchstone up
+
+down: setup
+	@$(BIN)/touchstone down
+
+status: setup
+	@$(BIN)/touchstone status
 
 # A file's tests stay together: they share what is dear to start.
 test: setup

@@ -11,9 +11,11 @@ from typing import NoReturn
 import typer
 
 from cli import (
+    alarms,
     attribute,
     audit,
     canary,
+    connect,
     demo,
     drift,
     emulator,
@@ -26,6 +28,7 @@ from cli import (
     publish,
     reindex,
     release,
+    stack,
 )
 from tasks.environment import apply_defaults
 from touchstone.errors import TouchstoneError, Unmeasurable
@@ -45,6 +48,7 @@ app.add_typer(emulator.app, name="emulator")
 app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
 app.add_typer(audit.app, name="audit")
+app.add_typer(alarms.app, name="alarms")
 app.add_typer(gateway.app, name="gateway")
 app.command("gate")(gate.gate)
 app.add_typer(release.app, name="release")
@@ -55,6 +59,10 @@ app.command("rollback")(release.rollback)
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)
 app.command("publish")(publish.publish)
+app.command("up")(stack.up)
+app.command("down")(stack.down)
+app.command("status")(stack.status)
+app.add_typer(connect.app, name="connect")
 app.command("doctor")(health.doctor)
 app.command("demo")(demo.demo)
 
