@@ -25,6 +25,7 @@ from cli import (
     gateway,
     health,
     index,
+    labels,
     publish,
     reindex,
     release,
@@ -48,6 +49,7 @@ app.add_typer(emulator.app, name="emulator")
 app.add_typer(freshness.app, name="freshness")
 app.add_typer(index.app, name="index")
 app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(alarms.app, name="alarms")
 app.add_typer(gateway.app, name="gateway")
 app.command("gate")(gate.gate)

@@ -47,6 +47,12 @@ def compare_url(settings: Settings, experiment_id: str, run_id: str, other_run_i
     return base and f"{base}/#/experiments/{experiment_id}/evaluation-runs?{pair}"
 
 
+def review_url(settings: Settings, experiment_id: str, queue_id: str) -> str | None:
+    """The page on which people answer the questions of a review queue."""
+    base = _ui(settings)
+    return base and f"{base}/#/experiments/{experiment_id}/review-queue?selectedQueueId={queue_id}"
+
+
 def ui_command(settings: Settings) -> str | None:
     """What to run to open MLflow's pages on the embedded store; None when a server is there already."""
     uri = tracking_uri(settings)

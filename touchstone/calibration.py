@@ -99,10 +99,12 @@ def calibrate(
     *,
     n_labelled: int | None = None,
     ties: int = 0,
+    maximum_unjudged: float = 0.1,
 ) -> Calibration:
     """Compare the judge with people, and say whether its floors are reached.
 
-    `n_labelled` is how many answers have a settled label: those without a score of the judge are not in `rated`.
+    `n_labelled` is how many answers have a settled label. Those without a score of the judge are not in `rated`; where
+    they are more than the share `maximum_unjudged`, nothing can be told: they may be those that it judges badly.
     """
     weighted = bool(rated) and all(one.weight is not None for one in rated)
     weights = np.array([one.weight if weighted else 1.0 for one in rated], dtype=float)
@@ -113,12 +115,15 @@ def calibrate(
     fails = _share(~judge[~human], weights[~human], policy.confidence)
     kappa, low = cohens_kappa(human, judge, weights, policy.confidence)
     verdict, reason = _decide(agreement, passes, fails, len(rated), policy)
+    n_labelled = len(rated) if n_labelled is None else n_labelled
+    if n_labelled - len(rated) > maximum_unjudged * n_labelled or not rated:
+        verdict, reason = "unmeasurable", f"the judge scored {len(rated)} of {n_labelled} labelled answers"
     return Calibration(
         metric=metric,
         judge_metric=judge_metric,
         verdict=verdict,
         reason=reason,
-        n_labelled=len(rated) if n_labelled is None else n_labelled,
+        n_labelled=n_labelled,
         n=len(rated),
         ties=ties,
         weighted=weighted,

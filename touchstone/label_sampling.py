@@ -125,16 +125,13 @@ def _rank(seed: str, trace_id: str) -> str:
 
 def _quotas(sizes: Mapping[str, int], most: int, minimum: int) -> dict[str, int]:
     """The minimum of each stratum, then the rest in proportion to what is left of it (largest remainders)."""
-    for least in range(minimum, 0, -1):
-        quota = {name: min(least, size) for name, size in sizes.items()}
-        if sum(quota.values()) <= most:
-            break
-    else:
-        return quota if sizes else {}
+    while minimum > 1 and sum(min(minimum, size) for size in sizes.values()) > most:
+        minimum -= 1
+    quota = {name: min(minimum, size) for name, size in sizes.items()}
     left = {name: size - quota[name] for name, size in sizes.items()}
     total = sum(left.values())
     spare = min(most - sum(quota.values()), total)
-    if not spare:
+    if spare <= 0:
         return quota
     shares = {name: spare * count / total for name, count in left.items()}
     for name, share in shares.items():
