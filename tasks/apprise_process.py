@@ -1,4 +1,4 @@
-"""One message through Apprise: JSON on stdin, the answer is the exit code. Run as a file, it imports nothing of ours."""
+"""One message through Apprise: JSON on stdin, the answer is the exit code. Run as a file; it imports none of ours."""
 
 from __future__ import annotations
 

@@ -174,6 +174,14 @@ class Ledger:
             rows = connection.execute(query.order_by(order).limit(newest)).mappings().all()
         return [_event(row) for row in rows]
 
+    def subjects(self, prefix: str, suffix: str) -> list[str]:
+        """All that begin and end so."""
+        subject = _EVENTS.c.subject
+        mine = (_EVENTS.c.environment == self.environment, subject.startswith(prefix, autoescape=True))
+        with self._reading() as connection:
+            found = connection.execute(sa.select(subject).distinct().where(*mine).order_by(subject)).scalars().all()
+        return [one for one in found if one.startswith(prefix) and one.endswith(suffix)]  # SQLite's LIKE minds no case
+
     def content(self, event: LedgerEvent) -> bytes:
         """The content that an event refers to. Raises BadInput when it was erased."""
         with self._reading() as connection:

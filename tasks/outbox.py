@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 
 from tasks import announce_release, notify, tracking_release
 from tasks.anchors import checkpoint_and_anchor
 from tasks.ledger import Ledger
 from tasks.outbox_cursors import Cursors
 from tasks.projection import Projection, TargetAway
+from touchstone.alarms import ALARM_KINDS
 from touchstone.errors import TouchstoneError
 from touchstone.ledger import RELEASE_KINDS, EventKind, LedgerEvent
 from touchstone.privacy import redact_secrets
@@ -53,13 +55,18 @@ def deliver(settings: Settings, ledger: Ledger, *, now: datetime | None = None) 
     return [warning for one in projections if not one.off for warning in _deliver(settings, ledger, one, now)]
 
 
-def tell_people(settings: Settings) -> list[str]:
-    """Notifications only, for who has appended and closed the ledger; nothing is done where nobody is to be told."""
+def tell_people(settings: Settings, *, left_to_flows: timedelta = timedelta()) -> list[str]:
+    """Notifications only, for who has appended and closed the ledger; nothing is done where nobody is to be told.
+
+    What is younger than `left_to_flows` is left, but for alarms: who appended it delivers it, and knows more links.
+    """
     if not settings.notify:
         return []
+    now = datetime.now(UTC)
+    until = now - left_to_flows if left_to_flows else None
     try:
         with closing(Ledger(settings.ledger, settings.environment)) as ledger:
-            found = [_deliver(settings, ledger, one, datetime.now(UTC)) for one in notify.projections(settings)]
+            found = [_deliver(settings, ledger, one, now, until) for one in notify.projections(settings)]
     except Exception as error:
         return [_warning("notify", error)]
     return [warning for warnings in found for warning in warnings]
@@ -101,7 +108,9 @@ def _anchor(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -
     yield events[-1].sequence
 
 
-def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: datetime) -> list[str]:
+def _deliver(
+    settings: Settings, ledger: Ledger, projection: Projection, now: datetime, until: datetime | None = None
+) -> list[str]:
     """One projection. Whatever it raises is a warning: nothing that was decided depends on who has been told."""
     warnings: list[str] = []
     try:
@@ -109,21 +118,27 @@ def _deliver(settings: Settings, ledger: Ledger, projection: Projection, now: da
         more = True
         while more:  # what came meanwhile was left to us by those who found it claimed
             with cursors.claimed(projection.name) as is_mine:
-                if not is_mine or not _send(settings, ledger, projection, cursors, now, warnings):
+                if not is_mine or not _send(settings, ledger, projection, cursors, now, until, warnings):
                     break
-            more = bool(ledger.events(since=_cursor(cursors, ledger, projection, now), newest=1))
+            more = bool(_after(ledger, _cursor(cursors, ledger, projection, now), until))
     except Exception as error:
         warnings.append(_warning(projection.name, error))
     return warnings
 
 
 def _send(
-    settings: Settings, ledger: Ledger, projection: Projection, cursors: Cursors, now: datetime, warnings: list[str]
+    settings: Settings,
+    ledger: Ledger,
+    projection: Projection,
+    cursors: Cursors,
+    now: datetime,
+    until: datetime | None,
+    warnings: list[str],
 ) -> bool:
     """Hand it what is after its cursor; False when its time was over before."""
     start = _cursor(cursors, ledger, projection, now)
     cursors.move(projection.name, start)  # where a new projection starts is settled once, or an outage would move it
-    events = ledger.events(since=start)
+    events = _after(ledger, start, until)
     if not events:
         return True
     wanted = _wanted(projection, events, now)
@@ -139,6 +154,15 @@ def _send(
             return False
     cursors.move(projection.name, events[-1].sequence)
     return True
+
+
+def _after(ledger: Ledger, cursor: int, until: datetime | None) -> list[LedgerEvent]:
+    """What comes after the cursor, in order; only up to the first event that is younger than `until` and no alarm."""
+    events = ledger.events(since=cursor)
+    if until is None:
+        return events
+    limit = until.isoformat()
+    return list(takewhile(lambda event: event.at <= limit or event.kind in ALARM_KINDS, events))
 
 
 def _wanted(projection: Projection, events: Sequence[LedgerEvent], now: datetime) -> list[LedgerEvent]:

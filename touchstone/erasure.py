@@ -21,6 +21,8 @@ _STATE_KINDS = (
     EventKind.FRESHNESS_CHECKED,
     EventKind.QUERIES_CHECKED,
     EventKind.CANARY_LOOKED,
+    EventKind.ALARM_RAISED,
+    EventKind.ALARM_CLEARED,
 )
 
 

@@ -215,3 +215,80 @@ def test_touchstone_yaml_names_who_is_told(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "touchstone.yaml").write_text("notify:\n  - {kind: slack, url_env: SLACK_URL, events: [nothing]}\n")
     with pytest.raises(BadInput, match=r"notify.*unknown event nothing"):
         load_settings()
+
+
+def decide(ledger: Ledger, dataset: str, verdict: str, **payload: Any) -> None:
+    known = {"run_key": "r", "verdict": verdict, "direction": None, "reason": ""}
+    ledger.append(EventKind.EVAL_DECIDED, f"support:f1:{dataset}", known | payload)
+
+
+def test_what_is_less_severe_than_a_target_asks_for_is_not_told(
+    ledger: Ledger, receiver: Receiver, tmp_path: Path
+) -> None:
+    decide(ledger, "golden", "unmeasurable")
+    decide(ledger, "golden", "drifted")
+    decide(ledger, "golden", "stable")
+    decide(ledger, "other", "drifted", direction="better")
+    LedgerLine(ledger).release("old")
+    deliver(settings(tmp_path, minimum_severity="critical"), ledger)
+    assert told(receiver) == ["drift.detected", "drift.recovered"]  # who heard of it hears of its end
+    assert receiver.received[0].json["data"]["severity"] == "critical"
+
+
+def test_what_cannot_be_measured_is_told_once_and_that_it_can_be_again(
+    ledger: Ledger, receiver: Receiver, tmp_path: Path
+) -> None:
+    def check(level: str) -> None:
+        payload = {"level": "ok", "reason": "no source", "announcement": None}
+        ledger.append(
+            EventKind.FRESHNESS_CHECKED, "index:docs", payload | {"measures": {"never_embedded": {"level": level}}}
+        )
+
+    for verdict in ("unmeasurable", "unmeasurable", "unmeasurable", "stable", "stable"):
+        decide(ledger, "golden", verdict)
+    for level in ("ok", "unmeasurable", "unmeasurable", "ok"):
+        check(level)
+    deliver(settings(tmp_path), ledger)
+    assert told(receiver) == [
+        *("eval.unmeasurable", "eval.measurable"),
+        *("freshness.unmeasurable", "freshness.measurable"),
+    ]
+    assert receiver.received[0].json["data"]["headline"] == "eu.production: eval unmeasurable: support on golden"
+
+
+def test_a_probe_is_told_when_it_finds_a_change(ledger: Ledger, receiver: Receiver, tmp_path: Path) -> None:
+    for transition in (None, "flagged", "detected", None, "recovered"):
+        payload = {"bundle": "support", "transition": transition, "reason": "another fingerprint"}
+        ledger.append(EventKind.PROBE_CHECKED, "probe:support:f1", payload)
+    deliver(settings(tmp_path), ledger)
+    assert told(receiver) == ["probe.detected", "probe.recovered"]
+    assert receiver.received[0].json["data"]["about"] == "support"
+
+
+def test_fifty_at_once_are_one_message_for_people(ledger: Ledger, receiver: Receiver, tmp_path: Path) -> None:
+    for number in range(49):
+        decide(ledger, f"set-{number}", "unmeasurable")
+    decide(ledger, "golden", "drifted")
+    deliver(settings(tmp_path, "slack", secret_env=""), ledger)
+    (message,) = receiver.received
+    assert message.json["text"] == "• eu.production: 50 notices at once"
+    text = message.json["blocks"][0]["text"]["text"]
+    assert text.splitlines()[1] == "critical: eu.production: drift detected: support on golden"
+    assert "and 25 more" in text
+    deliver(settings(tmp_path, "slack", secret_env=""), ledger)
+    assert len(receiver.received) == 1
+
+
+def test_a_program_gets_each_of_fifty(ledger: Ledger, receiver: Receiver, tmp_path: Path) -> None:
+    for number in range(50):
+        decide(ledger, f"set-{number}", "unmeasurable")
+    deliver(settings(tmp_path), ledger)
+    assert len({request.headers["webhook-id"] for request in receiver.received}) == 50
+
+
+def test_a_notice_links_to_the_flow_run_that_recorded_it_whoever_delivers(
+    ledger: Ledger, receiver: Receiver, tmp_path: Path
+) -> None:
+    decide(ledger, "golden", "drifted", flow_run_id="0b0f")
+    deliver(settings(tmp_path).model_copy(update={"prefect_ui_url": "http://prefect/"}), ledger)
+    assert receiver.received[0].json["data"]["links"] == {"Prefect": "http://prefect/runs/flow-run/0b0f"}
