@@ -18,7 +18,7 @@ from tasks.notify_apprise import send_by_apprise
 from tasks.outbox_http import post_json
 from tasks.projection import Projection, TargetAway
 from touchstone.alarms import ALARM_KINDS
-from touchstone.ledger import RELEASE_SUBJECT, LedgerEvent
+from touchstone.ledger import RELEASE_SUBJECT, EventKind, LedgerEvent
 from touchstone.notice_texts import is_end, plain_text, slack_message, webhook_body
 from touchstone.notices import NOTICE_KINDS, Notice, folded, notice_of_alarm, notice_of_level, notice_of_release
 from touchstone.release_news import NEWS_KINDS
@@ -26,7 +26,7 @@ from touchstone.settings import NotifyTarget, Settings
 from touchstone.severity import Severity
 
 FOLDED_ABOVE = 20  # so many at once are told one by one, more as one message
-_LOOKED_BACK = 200  # events of one subject: as far as the last one that could be measured
+_LOOKED_BACK = 200  # evals of one subject: as far as the last one that could be measured
 _APPRISE_TYPES = {Severity.INFO: "info", Severity.WARNING: "warning", Severity.CRITICAL: "failure"}
 
 
@@ -74,7 +74,8 @@ def _notice(ledger: Ledger, releases: Sequence[LedgerEvent], event: LedgerEvent)
         return notice_of_release(ledger.environment, releases, event)
     if event.kind in ALARM_KINDS:
         return notice_of_alarm(ledger.environment, event)
-    earlier = ledger.events(event.kind, event.subject, before=event.sequence, newest=_LOOKED_BACK)[::-1]
+    back = _LOOKED_BACK if event.kind is EventKind.EVAL_DECIDED else 1  # others record their transitions
+    earlier = ledger.events(event.kind, event.subject, before=event.sequence, newest=back)[::-1]
     return notice_of_level(ledger.environment, earlier, event)
 
 

@@ -145,6 +145,8 @@ def _send(
     late = sum(event.kind in projection.kinds for event in events) - len(wanted)
     if late:
         warnings.append(f"{projection.name}: {late} events of before {now - TOO_LATE:%m-%d %H:%M} UTC passed over")
+    if wanted:  # or a target that is away for months would have them all read at every delivery
+        cursors.move(projection.name, wanted[0].sequence - 1)
     end = time.monotonic() + BUDGET_S
     for sequence in projection.send(settings, ledger, wanted) if wanted else ():
         cursors.move(projection.name, sequence)
