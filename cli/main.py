@@ -26,6 +26,7 @@ from cli import (
     health,
     index,
     labels,
+    probe,
     publish,
     reindex,
     release,
@@ -60,6 +61,7 @@ app.command("promote")(release.promote)
 app.command("rollback")(release.rollback)
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)
+app.command("probe")(probe.probe)
 app.command("publish")(publish.publish)
 app.command("up")(stack.up)
 app.command("down")(stack.down)
