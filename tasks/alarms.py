@@ -84,6 +84,8 @@ def check_suites(settings: Settings, now: datetime | None = None) -> tuple[Suite
     with closing(_ledger(settings)) as ledger:
         looks = tuple(_look(settings, ledger, suite, now) for suite in _unique(suites))
         _clear_unscheduled(settings, ledger, {look.suite.name for look in looks}, now)
+        for look in looks:
+            _clear_resumed(settings, ledger, look.suite, now)
     return looks
 
 
@@ -197,6 +199,17 @@ def _clear_unscheduled(settings: Settings, ledger: Ledger, scheduled: set[str], 
         name = alarm.raised.name
         if name.startswith(f"{SUITE_SILENT}:") and name not in scheduled:
             _settle(settings, ledger, name, lambda alarm: None, now, over="prefect.yaml has no such suite any more")
+
+
+def _clear_resumed(settings: Settings, ledger: Ledger, suite: SuiteNow, now: datetime) -> None:
+    """A crashed eval is over once a later one has finished, resumed or new."""
+
+    def find(alarm: Alarm | None) -> Finding | None:
+        over = alarm and finished and datetime.fromisoformat(finished) > datetime.fromisoformat(alarm.raised.since)
+        return None if over else _as_it_stands(alarm)
+
+    finished = suite.finished_at
+    _settle(settings, ledger, alarm_name(FLOW_CRASHED, suite.deployment), find, now, over="an eval finished since")
 
 
 def _remind(settings: Settings) -> None:

@@ -247,3 +247,17 @@ def test_reminders_keep_the_time_that_an_alarm_began(settings: Settings) -> None
     (alarm,) = standing_alarms(settings)
     assert alarm.raised.since < now.isoformat()
     assert history(settings) == ["raised", "reminded"]
+
+
+def test_a_crashed_eval_is_over_when_a_later_one_has_finished(settings: Settings) -> None:
+    patient, crash = (
+        settings.model_copy(update={"silent_after_h": 26}),
+        CRASH | {"deployment": "golden-eval/daily-golden"},
+    )
+    finish(patient)
+    hear(patient, "flow-crashed", crash)
+    check_suites(patient)
+    assert history(patient, "flow-crashed:golden-eval/daily-golden") == ["raised"]
+    finish(patient)
+    check_suites(patient)
+    assert history(patient, "flow-crashed:golden-eval/daily-golden") == ["raised", "cleared"]
