@@ -91,7 +91,7 @@ def emulated() -> None:
             (folder / "bundles" / "support.yaml").write_text(text)
             settings = Settings(root=folder)
             settings.state.mkdir()
-            conduct(settings, "support", "support")  # imports and tables
+            report = conduct(settings, "support", "support")  # imports and tables
             started, cpu = time.monotonic(), time.process_time()
             for _ in range(CALIBRATION_RUNS + 5):
                 report = conduct(settings, "support", "support")

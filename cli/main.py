@@ -24,6 +24,7 @@ from cli import (
     gate,
     gateway,
     health,
+    housekeeping,
     index,
     labels,
     probe,
@@ -62,6 +63,7 @@ app.command("rollback")(release.rollback)
 app.command("reindex")(reindex.reindex)
 app.command("attribute")(attribute.attribute)
 app.command("probe")(probe.probe)
+app.command("housekeeping")(housekeeping.housekeeping)
 app.command("publish")(publish.publish)
 app.command("up")(stack.up)
 app.command("down")(stack.down)
