@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 
 import psutil
 
 MARK = "TOUCHSTONE_PART"
 _KILL_S = 3
+_REPORT_S = 1
 
 
 def mark_of(stack: str, part: str) -> dict[str, str]:
@@ -40,7 +42,20 @@ def end(processes: Sequence[psutil.Process], grace_s: float) -> None:
 
 
 def end_parts(stack: str, parts: Sequence[str], grace_s: float) -> None:
-    """One part after the other, then whatever else has the mark."""
+    """One part after the other, children first, then whatever else has the mark."""
     for part in (*parts, ""):
-        if found := marked(stack, part):
-            end(found, grace_s)
+        found = marked(stack, part)
+        if children := _children(found):
+            end(children, grace_s)
+            time.sleep(_REPORT_S)  # a worker tells its server how a run ended
+        end(found, grace_s)
+
+
+def _children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    own = {process.pid for process in processes}
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() in own:
+                found.append(process)
+    return found

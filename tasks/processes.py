@@ -20,6 +20,7 @@ from tasks.process_marks import end, mark_of, marked
 from touchstone.errors import Unmeasurable
 
 _POLL_S = 0.25
+_REPORT_S = 3  # for a worker to tell its server that a run was ended
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Part:
     address: str = ""
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10  # to end by itself, before all that it started is told, and killed
+    children_first: bool = False  # what it started is ended first, so that it can tell how that ended
 
 
 @dataclass
@@ -166,6 +168,8 @@ class Supervisor:
             self._failed.set_result(PartFailed(f"{one.part.name} {what}; its last lines:\n{lines}"))
 
     async def _end(self, one: Running, hurry: asyncio.Event) -> None:
+        if one.part.children_first and one.process.returncode is None:
+            await self._end_children(one, hurry)
         if one.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 one.process.send_signal(one.part.stop_signal)
@@ -178,6 +182,14 @@ class Supervisor:
         await asyncio.wait([one.reader], timeout=1)
         one.reader.cancel()
         one.log.close()
+
+    async def _end_children(self, one: Running, hurry: asyncio.Event) -> None:
+        found = await asyncio.to_thread(marked, self.stack, one.part.name)
+        children = [process for process in found if process.pid != one.process.pid]
+        if children:
+            await asyncio.to_thread(end, children, 0.5 if hurry.is_set() else one.part.grace_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), _REPORT_S)
 
 
 async def _read(descriptor: int, log: ProcessLog) -> None:

@@ -200,7 +200,7 @@ def _worker(environment: dict[str, str], pool: str, *, alone: bool) -> Part:
         environment,
         _worker_is_online(environment, pool, name, datetime.now(UTC)),
         after=("deploy",),
-        grace_s=15,
+        children_first=True,
     )
 
 
