@@ -154,6 +154,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
             elif any(cells):
                 yield line, _row(path, line, names, cells)
             line = reader.line_num + 1
+        if names is None:
+            _header(path, [])
     except csv.Error as error:
         raise BadInput(f"{path}:{line}: not CSV: {error}") from None
 

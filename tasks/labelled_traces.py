@@ -215,7 +215,8 @@ def _feedback(label: Label, question: Question) -> Feedback:
 
     value = label.value == "pass" if question.scale == "pass_fail" else str(label.value)
     source = AssessmentSource("HUMAN", label.by)
-    return Feedback(name=label.metric, value=value, source=source, rationale=label.note or None)
+    # An empty note is sent: MLflow keeps the old one where it is given none.
+    return Feedback(name=label.metric, value=value, source=source, rationale=label.note)
 
 
 def _value(said: Assessment) -> Any:
