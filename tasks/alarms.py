@@ -89,6 +89,17 @@ def check_suites(settings: Settings, now: datetime | None = None) -> tuple[Suite
     return looks
 
 
+def suites_now(settings: Settings, now: datetime | None = None) -> tuple[SuiteLook, ...]:
+    """The same look without a change of anything, for a page that shows it. Raises BadInput as `check_suites` does."""
+    now, after = now or datetime.now(UTC), timedelta(hours=settings.silent_after_h)
+    suites = _unique(load_deployments(settings.root).suites())
+    with closing(_ledger(settings)) as ledger:
+        subjects = [alarm_subject(alarm_name(SUITE_SILENT, suite.bundle, suite.dataset)) for suite in suites]
+        pairs = zip(suites, subjects, strict=True)
+        found = [_suite_now(ledger, suite, ledger.events(subject=subject)) for suite, subject in pairs]
+    return tuple(SuiteLook(suite, suite.silence(now, after) is not None, "nothing") for suite in found)
+
+
 def standing_alarms(settings: Settings) -> tuple[Alarm, ...]:
     """What stands now, the longest first."""
     with closing(_ledger(settings)) as ledger:
@@ -164,22 +175,30 @@ def _flow_crashed(facts: Mapping[str, Any], now: datetime) -> Finding:
 def _look(settings: Settings, ledger: Ledger, suite: Suite, now: datetime) -> SuiteLook:
     """Decide on one suite, on what the ledger says at the moment of the decision."""
     found: list[SuiteNow] = []
-    after = timedelta(hours=settings.silent_after_h)
+    after, again = timedelta(hours=settings.silent_after_h), timedelta(hours=settings.renotify_h)
 
     def decide(events: Sequence[LedgerEvent]) -> Step | None:
-        cleared = [event.at for event in events if event.kind is EventKind.ALARM_CLEARED]
-        finished = _last_finish(ledger, suite)
-        quiet = cleared[-1] if cleared else None
-        found.append(SuiteNow(suite.bundle, suite.dataset, suite.deployment, finished, quiet))
+        found.append(_suite_now(ledger, suite, events))
         if found[-1].is_new:
-            return watch_step(name)
+            return watch_step(found[-1].name)
+        finished = found[-1].finished_at
         over = f"an eval finished at {finished[:16]} UTC" if finished else "it is over"
-        again = timedelta(hours=settings.renotify_h)
         return decide_alarm(standing(events), found[-1].silence(now, after), now, again, over)
 
-    name = SuiteNow(suite.bundle, suite.dataset, suite.deployment, None, None).name
-    step = _append(ledger, name, decide)
+    step = _append(ledger, alarm_name(SUITE_SILENT, suite.bundle, suite.dataset), decide)
     return SuiteLook(found[-1], found[-1].silence(now, after) is not None, _words(step) or "nothing")
+
+
+def _suite_now(ledger: Ledger, suite: Suite, events: Sequence[LedgerEvent]) -> SuiteNow:
+    """`events`: those of its alarm."""
+    cleared = [event.at for event in events if event.kind is EventKind.ALARM_CLEARED]
+    return SuiteNow(
+        bundle=suite.bundle,
+        dataset=suite.dataset,
+        deployment=suite.deployment,
+        finished_at=_last_finish(ledger, suite),
+        cleared_at=cleared[-1] if cleared else None,
+    )
 
 
 def _last_finish(ledger: Ledger, suite: Suite) -> str | None:

@@ -121,6 +121,8 @@ def test_it_waits_for_a_human_and_promotes_on_the_form(runs: Runs) -> None:
     run = runs.start()
     assert runs.name_of(run) == "Suspended"
     request = ask(runs.ledger)
+    (asked,) = runs.ledger.events(EventKind.APPROVAL_ASKED)
+    assert asked.payload["flow_run_id"] == str(run)  # what a notice links to, whichever process delivers it
     artifact = Artifact.get(request.approval_id)
     assert artifact
     page = str(getattr(artifact, "data", ""))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from tasks import alarms
-from tasks.alarms import check_suites, clear_alarm, hear, standing_alarms, watch
+from tasks.alarms import check_suites, clear_alarm, hear, standing_alarms, suites_now, watch
 from tasks.ledger import Ledger
 from tests.tasks.postgres import postgres_url
 from tests.tasks.release_ledger import Receiver, receiving
@@ -148,9 +148,12 @@ def test_a_hint_that_is_not_true_raises_nothing(settings: Settings) -> None:
 
 
 def test_a_suite_that_never_finished_counts_from_the_first_look_at_it(settings: Settings) -> None:
+    assert [look.suite.is_new for look in suites_now(settings)] == [True]
     assert [look.did for look in check_suites(settings)] == ["watched"]
     assert [look.did for look in check_suites(settings)] == ["nothing"]
     time.sleep(LIMIT_S)
+    assert [look.silent for look in suites_now(settings)] == [True]
+    assert standing_alarms(settings) == ()  # that was only a look
     assert [(look.did, look.silent) for look in check_suites(settings)] == [("raised", True)]
     assert "none ever" in standing_alarms(settings)[0].raised.reason
 
