@@ -35,7 +35,7 @@ def calibrate_judge(
     policy: str | None = None,
     rescore: bool = False,
 ) -> list[JudgeReport]:
-    """Every labelled metric that the judge scores too, or `metric` alone.
+    """Every labelled metric that a judge scores too, or `metric` alone.
 
     Thresholds and questions are of the golden set's policy.yaml; the judge's scorers those of its canary, then those
     of `policy`, or of policy-judged.yaml where there is one. Raises Unmeasurable without labels, BadInput for a metric
@@ -51,10 +51,7 @@ def calibrate_judge(
     for question in questions:
         scorer = scorers.get(question.judged_by)
         if scorer is None:
-            raise BadInput(
-                f"policy.yaml: field labels.questions: {question.metric} is compared with {question.judged_by}, which "
-                f"no judge scores; known: {', '.join(scorers) or 'none'} (--policy names another policy file)"
-            )
+            continue  # asked for another purpose
         floors = golden.policy.labels.calibration
         settled, ties = settle([label for label in labels if label.metric == question.metric], floors.pass_at)
         found = judge_settled(settings, golden, bundle, scorer, question.judged_by, settled, rescore=rescore)
@@ -73,6 +70,12 @@ def calibrate_judge(
         )
         judged_now = len(found.scores) - found.recorded
         reports.append(JudgeReport(result, found.recorded, judged_now, dict(found.failures), found.spent_usd))
+    if not reports:
+        names = ", ".join(question.judged_by for question in questions)
+        raise BadInput(
+            f"policy.yaml: field labels.questions: no judge scores {names}, which `judge` of the question names; "
+            f"known: {', '.join(scorers) or 'none'} (--policy names another policy file)"
+        )
     return reports
 
 

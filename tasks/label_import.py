@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.label_files import Row, labels_path, one_import_at_a_time, read_labels, read_rows, write_labels
-from tasks.label_queue import queue_name
+from tasks.label_queue import queue_name, tick_off
 from tasks.labelled_traces import LabelledTrace, read_human_words, read_traces, write_human_words
 from tasks.ledger import Ledger
 from tasks.loading import GoldenSet
@@ -57,22 +57,16 @@ def import_file(
     reader = _RowReader(golden, path, by, traces if use_mlflow else None)
     labels = [reader.label(line, row) for line, row in filled]
     merged = _record(settings, golden, labels, "file")
-    warnings: list[str] = []
-    if use_mlflow and trace_ids:
-        try:
-            write_human_words(settings, labels, golden.policy.labels)
-        except TrackingUnavailable as error:
-            warnings.append(
-                f"the labels are in {labels_path(golden)}, but not in MLflow; import the file again: {error}"
-            )
-    return _report(golden, merged, empty=len(numbered) - len(filled), warnings=tuple(warnings))
+    warnings = _show(settings, golden, labels, merged) if use_mlflow and trace_ids else ()
+    return _report(golden, merged, empty=len(numbered) - len(filled), warnings=warnings)
 
 
 def import_from_mlflow(settings: Settings, golden: GoldenSet, week: Week | None = None) -> Imported:
     """Take what people said on MLflow's pages of the traces in the golden set's queues, or in one week's."""
     queue = queue_name(golden, week.name if week else "")
     words = read_human_words(settings, golden.policy.labels, queue)
-    return _report(golden, _record(settings, golden, words.labels, "mlflow"), left_out=words.left_out)
+    merged = _record(settings, golden, words.labels, "mlflow")
+    return _report(golden, merged, left_out=words.left_out, warnings=_show(settings, golden, (), merged))
 
 
 class _RowReader:
@@ -148,6 +142,17 @@ class _BadField(Exception):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(field, message)
         self.field, self.message = field, message
+
+
+def _show(settings: Settings, golden: GoldenSet, new: Sequence[Label], merged: Merged) -> tuple[str, ...]:
+    """The same in MLflow: new labels as assessments, and what is fully labelled is done. Warnings, no error."""
+    policy = golden.policy.labels
+    try:
+        write_human_words(settings, new, policy)
+        tick_off(settings, policy, golden.name, merged.labels)
+    except TrackingUnavailable as error:
+        return (f"the labels are in {labels_path(golden)}, but not all in MLflow; import again: {error}",)
+    return ()
 
 
 def _record(settings: Settings, golden: GoldenSet, labels: Sequence[Label], source: str) -> Merged:

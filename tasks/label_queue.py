@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from tasks.tracking_address import connected
 from touchstone.errors import BadInput
 from touchstone.label_policy import LabelPolicy, Question
 from touchstone.label_sampling import Candidate, Sample, Week
+from touchstone.labels import Label
 from touchstone.scorers import is_refusal
 from touchstone.settings import Settings
 
@@ -122,25 +123,54 @@ def read_progress(settings: Settings, dataset: str) -> list[Progress]:
 
     with connected(settings) as client:
         store = TracingClient(client.tracking_uri).store
-        experiment_id = traffic_experiment_id(client, settings)
-        queues, token = [], None
-        while True:
-            page = store.list_review_queues(experiment_id, page_token=token)
-            queues += [one for one in page if one.name.startswith(f"{dataset}/")]
-            token = page.token
-            if not token:
-                break
-        return [_progress(store, one) for one in queues]
+        found = []
+        for queue in _queues(store, traffic_experiment_id(client, settings), dataset):
+            counts = Counter(str(item.status) for item in _items(store, queue.queue_id))
+            found.append(Progress(queue.name, counts["pending"], counts["complete"], counts["declined"]))
+    return found
 
 
-def _progress(store: Any, queue: Any) -> Progress:
-    counts, token = Counter[str](), None
+def tick_off(settings: Settings, policy: LabelPolicy, dataset: str, labels: Sequence[Label]) -> int:
+    """Mark done on the Review page whose every question has a label, wherever it was given; how many."""
+    from mlflow.tracing.client import TracingClient
+
+    said: dict[str, dict[str, str]] = {}
+    for label in labels:
+        if label.source == "trace":
+            said.setdefault(label.id, {})[label.metric] = label.by
+    asked, ticked = {question.metric for question in policy.questions}, 0
+    with connected(settings) as client:
+        store = TracingClient(client.tracking_uri).store
+        for queue in _queues(store, traffic_experiment_id(client, settings), dataset):
+            for item in _items(store, queue.queue_id, "pending"):
+                people = said.get(item.item_id, {})
+                if asked <= people.keys():
+                    by = people[policy.questions[0].metric]
+                    store.set_review_queue_item_status(
+                        queue.queue_id, item_id=item.item_id, status="complete", completed_by=by
+                    )
+                    ticked += 1
+    return ticked
+
+
+def _queues(store: Any, experiment_id: str, dataset: str) -> list[Any]:
+    found, token = [], None
     while True:
-        page = store.list_review_queue_items(queue.queue_id, page_token=token)
-        counts.update(str(item.status) for item in page)
+        page = store.list_review_queues(experiment_id, page_token=token)
+        found += [queue for queue in page if queue.name.startswith(f"{dataset}/")]
         token = page.token
         if not token:
-            return Progress(queue.name, counts["pending"], counts["complete"], counts["declined"])
+            return found
+
+
+def _items(store: Any, queue_id: str, status: str | None = None) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = store.list_review_queue_items(queue_id, status=status, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _unusable(info: TraceInfo, policy: LabelPolicy, queue: str, labelled: Collection[str]) -> str:

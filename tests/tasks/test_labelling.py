@@ -13,6 +13,7 @@ import pytest
 
 from tasks.announce_labels import event_payload, markdown
 from tasks.label_files import read_labels, write_rows
+from tasks.label_import import Imported, import_file, import_from_mlflow
 from tasks.label_queue import read_progress
 from tasks.labelling import sample_week
 from tasks.ledger import Ledger
@@ -186,9 +187,9 @@ def test_what_people_say_in_mlflow_comes_back_once_with_texts_weight_and_the_jud
     desk.say(ids[1], "grade", "9", "bob")
     desk.say(ids[1], "thumbs", True, "a user of the app")
 
-    code, imported = touchstone_import(desk)
-    assert (code, imported["added"], imported["unchanged"]) == (0, 3, 0)
-    assert imported["left_out"] == {"grade that are not on its scale": 1, "of thumbs, which is not asked": 1}
+    imported = take_from_mlflow(desk)
+    assert (imported.added, imported.unchanged) == (3, 0)
+    assert imported.left_out == {"grade that are not on its scale": 1, "of thumbs, which is not asked": 1}
     labels = {(one.metric, one.by): one for one in read_labels(desk.golden)}
     assert {key: one.value for key, one in labels.items()} == {
         ("relevance", "ada"): "pass",
@@ -200,18 +201,14 @@ def test_what_people_say_in_mlflow_comes_back_once_with_texts_weight_and_the_jud
     assert (first.judge_score, first.judge, first.note) == (0.75, JUDGE, "mail [email]")
 
     before = (desk.golden.path / "labels.jsonl").read_bytes()
-    code, again = touchstone_import(desk)
-    assert (again["added"], again["replaced"], again["unchanged"]) == (0, 0, 3)
+    again = take_from_mlflow(desk)
+    assert (again.added, again.replaced, again.unchanged) == (0, 0, 3)
     assert (desk.golden.path / "labels.jsonl").read_bytes() == before
     assert len(desk.events(EventKind.LABELS_IMPORTED)) == 1
 
 
-def touchstone_import(desk: Desk) -> tuple[int, dict[str, Any]]:
-    from dataclasses import asdict
-
-    from tasks.label_import import import_from_mlflow
-
-    return 0, asdict(import_from_mlflow(desk.settings, desk.golden))
+def take_from_mlflow(desk: Desk) -> Imported:
+    return import_from_mlflow(desk.settings, desk.golden)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";"])
@@ -285,8 +282,6 @@ def test_one_bad_row_is_named_by_line_and_field_and_nothing_is_written(
             writer.writerows(rows)
     else:
         path.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v}) for row in [{}, *rows] if row))
-    from tasks.label_import import import_file
-
     line = 3 if suffix == "csv" else 2
     with pytest.raises(BadInput, match=rf"bad\.{suffix}:{line}: field {field}: "):
         import_file(shared_desk.settings, shared_desk.golden, path)
@@ -315,8 +310,6 @@ def shared_desk(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path)
     ],
 )
 def test_a_file_that_is_no_table_is_refused(shared_desk: Desk, content: str | bytes, message: str) -> None:
-    from tasks.label_import import import_file
-
     Path("bad.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput) as caught:
         import_file(shared_desk.settings, shared_desk.golden, Path("bad.csv"))
@@ -340,7 +333,10 @@ def test_the_judge_is_compared_with_people_and_a_recorded_score_costs_nothing(
     sample_week(desk.settings, desk.golden, WEEK)
     for trace_id in ids:
         desk.say(trace_id, "relevance", trace_id in ids[:4], "ada")
-    touchstone_import(desk)
+    desk.say(ids[0], "grade", "5", "ada")
+    take_from_mlflow(desk)
+    (progress,) = read_progress(desk.settings, "help")
+    assert (progress.pending, progress.complete) == (7, 1)  # done is what has an answer to every question
 
     where = ("--dataset", desk.dataset, "--json")
     code, found = touchstone("labels", "calibrate", "--metric", "relevance", *where)
@@ -351,5 +347,5 @@ def test_the_judge_is_compared_with_people_and_a_recorded_score_costs_nothing(
     assert code == 1  # eight labels cannot show 0.80, and five are asked for
     touchstone("labels", "calibrate", "--metric", "relevance", *where)
     assert vendor.counters()["calls"] == 1  # paid once
-    assert touchstone("labels", "calibrate", "--metric", "grade", *where)[0] == 3
+    assert touchstone("labels", "calibrate", "--metric", "grade", *where)[0] == 2  # no judge scores `grade`
     assert touchstone("labels", "calibrate", "--metric", "beauty", *where)[0] == 2
