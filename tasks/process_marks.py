@@ -34,11 +34,11 @@ def end(processes: Sequence[psutil.Process], grace_s: float) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    alive = _alive_after(processes, grace_s)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=_KILL_S)
+    _alive_after(alive, _KILL_S)
 
 
 def end_parts(stack: str, parts: Sequence[str], grace_s: float) -> None:
@@ -49,6 +49,21 @@ def end_parts(stack: str, parts: Sequence[str], grace_s: float) -> None:
             end(children, grace_s)
             time.sleep(_REPORT_S)  # a worker tells its server how a run ended
         end(found, grace_s)
+
+
+def _alive_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Waits until all have ended. A zombie has, though its parent may never look at it."""
+    ends = time.monotonic() + seconds
+    while (alive := [process for process in processes if _is_alive(process)]) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return alive
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

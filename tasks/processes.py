@@ -79,12 +79,16 @@ class Supervisor:
         """Returns when every part is ready. Raises PartFailed; what was started then is still there: `stop` it."""
         self._guard = _start_guard(self.stack, [part.name for part in reversed(self.parts)])
         starts = [asyncio.create_task(self._start(part)) for part in self.parts]
-        together = asyncio.gather(*starts)
+        waiting = set(starts)
         try:
-            await asyncio.wait([together, self._failed], return_when=asyncio.FIRST_COMPLETED)
-            if self._failed.done():
-                raise self._failed.result()
-            await together
+            while waiting:
+                done, _ = await asyncio.wait([*waiting, self._failed], return_when=asyncio.FIRST_COMPLETED)
+                if self._failed.done():
+                    raise self._failed.result()
+                waiting -= done
+                for task in starts:
+                    if task in done:
+                        task.result()
         finally:
             for task in starts:
                 task.cancel()
