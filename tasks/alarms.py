@@ -182,7 +182,7 @@ def _look(settings: Settings, ledger: Ledger, suite: Suite, now: datetime) -> Su
         if found[-1].is_new:
             return watch_step(found[-1].name)
         finished = found[-1].finished_at
-        over = f"an eval finished at {finished[:16]} UTC" if finished else "it is over"
+        over = f"an eval finished at {finished[:16].replace('T', ' ')} UTC" if finished else "it is over"
         return decide_alarm(standing(events), found[-1].silence(now, after), now, again, over)
 
     step = _append(ledger, alarm_name(SUITE_SILENT, suite.bundle, suite.dataset), decide)

@@ -147,7 +147,7 @@ class SuiteNow:
         """What is wrong, when it was silent for too long."""
         if self.quiet_since is None or now - datetime.fromisoformat(self.quiet_since) < after:
             return None
-        last = f"the last one at {self.finished_at[:16]} UTC" if self.finished_at else "none ever"
+        last = f"the last one at {self.finished_at[:16].replace('T', ' ')} UTC" if self.finished_at else "none ever"
         reason = (
             f"no golden eval of {self.bundle} on {self.dataset} finished for {after / timedelta(hours=1):g} h "
             f"({last}); {self.deployment} should run it"
