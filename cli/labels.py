@@ -193,7 +193,9 @@ def _print_calibration(report: JudgeReport) -> None:
     out.print(f"  agreement {_share(result.agreement)}")
     out.print(f"  passes what people pass {_share(result.true_pass_rate)}")
     out.print(f"  fails what people fail {_share(result.true_fail_rate)}")
-    kappa = "undefined" if result.kappa is None else f"{result.kappa:.3f}, at least {result.kappa_low:.3f}"
+    kappa = "undefined"
+    if result.kappa is not None and result.kappa_low is not None:
+        kappa = f"{round(result.kappa, 3) + 0.0:.3f}, at least {round(result.kappa_low, 3) + 0.0:.3f}"  # no -0.000
     out.print(f"  kappa {kappa}")
     ties = f", {result.ties} dropped because people tied" if result.ties else ""
     out.print(f"  {result.n} of {result.n_labelled} labelled answers judged{ties}; {_weighting(report)}")
