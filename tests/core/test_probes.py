@@ -103,7 +103,7 @@ def test_few_changed_answers_are_found_by_looking_again() -> None:
         vendor.look({probe: "No" if random.random() < odd else "Yes" for probe, odd in worse.items()}).level
         for _ in range(24)
     ]
-    assert 1 < levels.index(ProbeLevel.DETECTED) + 1
+    assert levels.index(ProbeLevel.DETECTED) > 0
 
 
 def test_an_outage_is_unmeasurable_moves_no_evidence_and_is_not_learned_from() -> None:
