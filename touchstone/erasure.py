@@ -21,6 +21,7 @@ _STATE_KINDS = (
     EventKind.FRESHNESS_CHECKED,
     EventKind.QUERIES_CHECKED,
     EventKind.CANARY_LOOKED,
+    EventKind.PROBE_CHECKED,
     EventKind.ALARM_RAISED,
     EventKind.ALARM_CLEARED,
 )
