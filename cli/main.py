@@ -17,6 +17,7 @@ from cli import (
     canary,
     connect,
     demo,
+    deploy,
     drift,
     emulator,
     evals,
@@ -65,6 +66,7 @@ app.command("attribute")(attribute.attribute)
 app.command("probe")(probe.probe)
 app.command("housekeeping")(housekeeping.housekeeping)
 app.command("publish")(publish.publish)
+app.command("deploy")(deploy.deploy)
 app.command("up")(stack.up)
 app.command("down")(stack.down)
 app.command("status")(stack.status)

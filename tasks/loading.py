@@ -135,6 +135,12 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
         raise BadInput(f"{path}:{line}: {_first_problem(error)}") from None
 
 
+def place_in(path: Path, *location: str | int) -> str:
+    """`path:line: field a.0.b`, for an error that is found after a YAML file was read."""
+    node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    return f"{path}:{_line_of(node, location)}: field {'.'.join(map(str, location))}"
+
+
 def read_jsonl(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
     """(line number, model) of each non-empty line."""
     try:

@@ -43,19 +43,26 @@ class Schedule(_Closed):
 
 
 class Trigger(_Closed):
-    """An event that starts a run."""
+    """An event that starts a run; `within` and `schedule_after` are seconds."""
 
     type: Literal["event"]
     enabled: bool = True
-    name: str
+    name: str = Field(min_length=1, description="What the trigger is recognised by at the next deploy")
+    description: str = ""
     match: dict[str, str | list[str]]
+    match_related: dict[str, str | list[str]] = {}
     expect: list[str] = Field(min_length=1)
+    for_each: list[str] = []
+    threshold: int = Field(default=1, ge=1)
+    within: float = Field(default=0, ge=0)
+    schedule_after: float = Field(default=0, ge=0)
     parameters: dict[str, Any] = {}
 
 
 class ConcurrencyLimit(_Closed):
     limit: int = Field(ge=1)
     collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"]
+    grace_period_seconds: int | None = Field(default=None, ge=60, le=86400, description="To start after a slot is had")
 
 
 class WorkPool(_Closed):
@@ -83,6 +90,17 @@ class Deployment(_Closed):
         if not _DOTTED.fullmatch(entrypoint):
             raise ValueError(f"{entrypoint!r} is not dotted, as flows.gate.gate; a path loads the flow a second time")
         return entrypoint
+
+    @model_validator(mode="after")
+    def parts_are_told_apart(self) -> Deployment:
+        for what, names in (
+            ("schedules: slug", [schedule.slug for schedule in self.schedules]),
+            ("triggers: name", [trigger.name for trigger in self.triggers]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} {', '.join(twice)}: given twice; the next deploy could not tell them apart")
+        return self
 
     @property
     def flow(self) -> str:
@@ -112,6 +130,9 @@ class Deployments(_Closed):
 
     name: str
     prefect_version: str | None = Field(default=None, alias="prefect-version")
+    pull: list[dict[str, Any]] | None = Field(
+        default=None, description="How a worker gets the project; empty: it is where it was deployed from"
+    )
     deployments: list[Deployment]
 
     @model_validator(mode="after")
@@ -122,13 +143,28 @@ class Deployments(_Closed):
             raise ValueError(f"{', '.join(twice)}: declared twice; the second would replace the first")
         return self
 
+    @model_validator(mode="after")
+    def suites_are_named(self) -> Deployments:
+        for number, one in enumerate(self.deployments):
+            for schedule in one.schedules:
+                missing = {"bundle", "dataset"} - one.parameters.keys() - schedule.parameters.keys()
+                if one.flow == GOLDEN_EVAL and schedule.active and missing:
+                    raise ValueError(
+                        f"deployments.{number} ({one.full_name}): parameters: {', '.join(sorted(missing))} must be "
+                        "given, since silence of a scheduled golden set is an alarm that names it"
+                    )
+        return self
+
     def suites(self) -> tuple[Suite, ...]:
-        """Of golden-eval deployments with an active schedule."""
-        return tuple(
-            Suite(bundle=one.parameters["bundle"], dataset=one.parameters["dataset"], deployment=one.full_name)
+        """Of golden-eval deployments with an active schedule, each once."""
+        found = [
+            Suite(bundle=given["bundle"], dataset=given["dataset"], deployment=one.full_name)
             for one in self.deployments
-            if one.flow == GOLDEN_EVAL and any(schedule.active for schedule in one.schedules)
-        )
+            for schedule in one.schedules
+            if one.flow == GOLDEN_EVAL and schedule.active
+            for given in [{**one.parameters, **schedule.parameters}]
+        ]
+        return tuple(dict.fromkeys(found))
 
 
 def _is_cron(cron: str) -> bool:
