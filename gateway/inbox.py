@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
-
+from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Hook
 
 
-class HookStatus(StrEnum):
-    """Where a webhook is."""
-
-    WAITING = "waiting"  # for its first or next attempt
-    DONE = "done"
-    FAILED = "failed"  # nothing will be tried by itself: `touchstone hooks retry`
-    IGNORED = "ignored"  # no rule wants it
-
-
-class InboxRow(BaseModel):
-    """A webhook as operators see it; `outcomes` has one line per action that was tried."""
-
-    model_config = ConfigDict(frozen=True)
-
-    hook: Hook
-    status: HookStatus
-    attempts: int = 0
-    outcomes: tuple[str, ...] = ()
-    done_at: str | None = None
-
-
 class Inbox(Protocol):
-    """Durable; safe to share between tasks of one event loop, and between processes."""
+    """Durable; safe to share between tasks of one event loop, and between processes. All raise Unmeasurable."""
 
     async def put(self, hook: Hook) -> bool:
-        """True once it is on disk; False when this id is there already. Raises Unmeasurable when it cannot be kept."""
+        """True once it is on disk; False when this id is there already."""
         ...
 
     async def rows(self, status: HookStatus | None, source: str | None, limit: int) -> Sequence[InboxRow]:
-        """Newest first. Raises Unmeasurable."""
+        """Newest first."""
         ...
 
     async def counts(self) -> dict[HookStatus, int]:
-        """How many there are of each status. Raises Unmeasurable."""
+        """How many there are of each status."""
         ...

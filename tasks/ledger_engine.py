@@ -16,8 +16,8 @@ from touchstone.errors import BadInput
 _WAL_ATTEMPTS = 100
 
 
-def ledger_engine(url: str) -> sa.Engine:
-    """Raises BadInput for what is no URL, or one whose driver is missing or asynchronous."""
+def ledger_engine(url: str, setting: str = "TOUCHSTONE_LEDGER_URL") -> sa.Engine:
+    """Raises BadInput, which names the setting, for what is no URL, or one whose driver is missing or asynchronous."""
     try:
         parsed = sa.make_url(url)
         if parsed.drivername == "postgresql":  # which SQLAlchemy takes for a driver that is not installed
@@ -26,12 +26,12 @@ def ledger_engine(url: str) -> sa.Engine:
         parsed.get_dialect().import_dbapi()
     except (sa_exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
         raise BadInput(
-            "TOUCHSTONE_LEDGER_URL: not an SQLAlchemy URL, as postgresql://USER@HOST/DATABASE or sqlite:////FOLDER/FILE"
+            f"{setting}: not an SQLAlchemy URL, as postgresql://USER@HOST/DATABASE or sqlite:////FOLDER/FILE"
         ) from None
     except ImportError as error:
-        raise BadInput(f"TOUCHSTONE_LEDGER_URL: the driver {error.name} is not installed") from None
+        raise BadInput(f"{setting}: the driver {error.name} is not installed") from None
     if is_async:
-        raise BadInput(f"TOUCHSTONE_LEDGER_URL: {parsed.drivername} is asynchronous; name a synchronous driver")
+        raise BadInput(f"{setting}: {parsed.drivername} is asynchronous; name a synchronous driver")
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True)
     if parsed.database:
