@@ -176,12 +176,6 @@ def _gateway(environment: dict[str, str], port: int) -> Part:
 def _deploy(environment: dict[str, str], servers: tuple[str, ...]) -> Part:
     """Asks the gateway for nothing, but Prefect may send to it as soon as it is done."""
     after = tuple(name for name in servers if name in ("prefect", "gateway"))
-    from importlib.util import find_spec  # TEMPORARY
-
-    if find_spec("cli.deploy") is None:
-        prefect = f"{sys.executable} -m prefect --no-prompt"
-        line = f"{prefect} work-pool create evals --type process --overwrite && {prefect} deploy --all"
-        return Part("deploy", ("/bin/sh", "-c", line), environment, after=after)
     return Part("deploy", _ours("deploy"), environment, after=after)
 
 
