@@ -6,9 +6,7 @@ event's id is a digest of its place in the ledger, so that Prefect can tell a re
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -16,6 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from tasks.flow_run import flow_run_id, flow_run_page
 from tasks.ledger import Ledger
 from tasks.outbox_http import post_json
+from tasks.prefect_api import api_url, authorization
 from tasks.projection import Projection
 from tasks.spool import run_folder
 from touchstone.ledger import RELEASE_SUBJECT, LedgerEvent
@@ -66,7 +65,7 @@ def prefect_event(settings: Settings, news: News) -> dict[str, Any]:
 
 
 def _send(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -> Iterator[int]:
-    address, headers = f"{_api_url()}/events", _authorization()
+    address, headers = f"{_api_url()}/events", authorization()
     releases = ledger.events(subject=RELEASE_SUBJECT)
     for event in events:
         news = tell(ledger.environment, releases, event)
@@ -76,16 +75,9 @@ def _send(settings: Settings, ledger: Ledger, events: Sequence[LedgerEvent]) -> 
 
 
 def _api_url() -> str:
-    configured = os.environ.get("PREFECT_API_URL", "")
+    configured = api_url()
     if not configured and flow_run_id():
         from prefect.client.orchestration import get_client
 
         configured = str(get_client(sync_client=True).api_url)  # of the server that this flow run started
     return configured.rstrip("/")
-
-
-def _authorization() -> dict[str, str]:
-    key, pair = os.environ.get("PREFECT_API_KEY"), os.environ.get("PREFECT_API_AUTH_STRING")
-    if pair:
-        return {"authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {"authorization": f"Bearer {key}"} if key else {}
