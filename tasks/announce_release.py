@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from tasks.flow_run import flow_run_id, flow_run_page
 from tasks.ledger import Ledger
 from tasks.outbox_http import post_json
-from tasks.prefect_api import api_url, authorization
+from tasks.prefect_address import api_url, authorization
 from tasks.projection import Projection
 from tasks.spool import run_folder
 from touchstone.ledger import RELEASE_SUBJECT, LedgerEvent

@@ -5,14 +5,13 @@ Every refusal is told from a server that is away: what was refused is not tried 
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Mapping
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import httpx
 
+from tasks.prefect_address import authorization
 from touchstone.errors import BadInput, TouchstoneError
 from touchstone.privacy import redact_secrets
 
@@ -22,19 +21,6 @@ _BUSY = {408, 425, 429}  # and every 5xx: SQLite behind Prefect answers 503 when
 
 class PrefectAway(TouchstoneError):
     """Prefect did not answer, or was busy: the same request may pass later."""
-
-
-def api_url() -> str:
-    """Of the Prefect server that is configured; empty without one."""
-    return os.environ.get("PREFECT_API_URL", "").rstrip("/")
-
-
-def authorization() -> dict[str, str]:
-    """The header that Prefect's own variables ask for."""
-    key, pair = os.environ.get("PREFECT_API_KEY"), os.environ.get("PREFECT_API_AUTH_STRING")
-    if pair:
-        return {"authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 class PrefectApi:
