@@ -16,6 +16,7 @@ from tasks.announce_housekeeping import create_housekeeping_artifact
 from tasks.environment import apply_defaults
 from tasks.loading import load_settings
 from tasks.retention_files import clean_folders, clean_retrieval_log
+from tasks.retention_inbox import clean_inbox
 from tasks.retention_index import clean_indexes
 from tasks.retention_mlflow import clean_traffic
 from tasks.retention_prefect import clean_flow_runs
@@ -33,6 +34,7 @@ SYSTEMS: Mapping[str, Clean] = {
     "indexes": clean_indexes,
     "MLflow": clean_traffic,
     "Prefect": clean_flow_runs,
+    "inbox": clean_inbox,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from flows.housekeeping import conduct, final_state
 from tasks.announce_housekeeping import markdown
+from tasks.inbox import WebhookInbox
 from tasks.ledger import Ledger
 from tasks.loading import load_settings
 from tasks.spool import Spool
@@ -23,6 +25,7 @@ from tests.conftest import Project, VendorControl
 from tests.tasks.live_traffic import LiveTraffic
 from touchstone.housekeeping import Cleaned, HousekeepingReport
 from touchstone.ledger import EventKind
+from touchstone.webhooks import Action, Hook
 
 OLD = timedelta(days=100)
 
@@ -183,6 +186,17 @@ def test_days_that_a_check_looks_back_to_stay_in_the_retrieval_log(project: Proj
     report = conduct(load_settings())
     assert sorted(path.stem for path in log.iterdir()) == sorted(days[:3])  # query drift: 2 x (14 + 1) days
     assert "looks back 30 days" in item(report, "days of the retrieval log").note
+
+
+def test_webhooks_that_are_done_with_go_and_those_that_wait_stay(project: Project) -> None:
+    settings, action = load_settings(), Action(kind="run", target="gate/support")
+    with closing(WebhookInbox(settings.inbox)) as inbox:
+        for number, (age, actions) in enumerate([(100, ()), (80, ()), (100, (action,))]):
+            at = (datetime.now(UTC) - timedelta(days=age)).isoformat()
+            hook = Hook(id=f"h{number}", source="github", event="push", received_at=at, actions=actions)
+            assert asyncio.run(inbox.put(hook))
+        assert item(conduct(settings), "webhooks").removed == 1
+        assert {row.hook.id for row in inbox.listed()} == {"h1", "h2"}
 
 
 def test_one_system_that_is_away_stops_no_other_and_is_named(
