@@ -146,6 +146,40 @@ RUNS_BY_ITSELF = {
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
         "work_pool": {"name": "evals"},
     },
+    "flows.probe.probe": {
+        "name": "support",
+        "parameters": {"bundle": "support", "dataset": "support", "runs_per_day": 24},
+        "schedules": [{"cron": "5 * * * *", "timezone": "Europe/Berlin", "slug": "every-hour", "active": True}],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.publish.publish": {
+        "name": "outbox",
+        "schedules": [
+            {"cron": "*/10 * * * *", "timezone": "Europe/Berlin", "slug": "every-ten-minutes", "active": True}
+        ],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.housekeeping.housekeeping": {
+        "name": "daily",
+        "schedules": [{"cron": "40 2 * * *", "timezone": "Europe/Berlin", "slug": "every-night", "active": True}],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
+    "flows.label_sampling.label_sampling": {
+        "name": "weekly",
+        "parameters": {"dataset": "support"},
+        "schedules": [
+            {"cron": "0 7 * * 1", "timezone": "Europe/Berlin", "slug": "every-monday-morning", "active": True}
+        ],
+        "triggers": None,
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": "evals"},
+    },
 }
 
 # Imports the modules named on the command line; prints what is then loaded, and what the imports did to the outside.
