@@ -53,8 +53,8 @@ def up(
     with only_one(settings.state):
         _end_leftovers(settings.state)
         plan = plan_stack(settings, ports, emulator=emulator)
-        check_ports(plan.ports)
         asyncio.run(check_own_servers(plan.own))
+        check_ports(plan.ports)
         if not detach:
             _run(plan, settings, logs=logs)
     if detach:
