@@ -1,27 +1,26 @@
-"""The gateway's HTTP interface: which bundles an environment serves, and who answers a request key."""
+"""The gateway's HTTP interface: which bundles an environment serves, who answers a request key; webhooks in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from gateway.hooks import HookDesk, add_receiving
+from gateway.metrics import GatewayMetrics
+from gateway.operators import add_operators
+from gateway.problem import documented, problem
 from gateway.releases import Answer, Releases
 from touchstone.errors import TouchstoneError
 from touchstone.routing import Arm, PublishedRelease, route
 
 Environment = Annotated[str, Path(pattern=r"^[\w.-]{1,64}$", description="A release line, such as `production`")]
 _KEEP = "no-cache"  # may be kept, must be asked about: that is what the ETag is for
-
-
-class Problem(BaseModel):
-    """What went wrong, and what to do."""
-
-    error: str
 
 
 class RouteView(BaseModel):
@@ -48,12 +47,18 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         409: "The environment has no champion yet",
         503: "The ledger cannot be read: keep what you have and ask again",
     }
-    return {code: {"model": Problem, "description": said[code]} for code in codes}
+    return documented({code: said[code] for code in codes})
 
 
-def create_app(releases: Releases, ready: Callable[[], object]) -> FastAPI:
-    """`ready` raises a TouchstoneError while the ledger cannot be read."""
-    app = FastAPI(title="Touchstone gateway", version="1.0", description="What an environment serves.", redoc_url=None)
+def create_app(releases: Releases, ready: Callable[[], object], hooks: HookDesk | None = None) -> FastAPI:
+    """`ready` raises a TouchstoneError while the ledger cannot be read. Without `hooks` no webhooks are taken."""
+    app = FastAPI(
+        title="Touchstone gateway",
+        version="1.0",
+        description="What an environment serves, and webhooks in.",
+        redoc_url=None,
+        lifespan=_working(hooks),
+    )
 
     async def current(environment: str) -> Answer:
         return releases.remembered(environment) or await run_in_threadpool(releases.current, environment)
@@ -88,7 +93,7 @@ def create_app(releases: Releases, ready: Callable[[], object]) -> FastAPI:
         try:
             found = route(answer.release, key)
         except TouchstoneError as error:
-            return _problem(409, str(error))
+            return problem(409, str(error))
         return RouteView(
             environment=environment,
             sequence=answer.release.sequence,
@@ -107,9 +112,26 @@ def create_app(releases: Releases, ready: Callable[[], object]) -> FastAPI:
 
     @app.exception_handler(TouchstoneError)
     async def unreadable(request: Request, error: TouchstoneError) -> Response:
-        return _problem(503, str(error), {"Retry-After": "1"})
+        return problem(503, str(error), {"Retry-After": "1"})
 
+    if hooks is not None:
+        metrics = GatewayMetrics(hooks.inbox)
+        add_operators(app, hooks, metrics)
+        add_receiving(app, hooks, metrics)
     return app
+
+
+def _working(hooks: HookDesk | None) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        work = asyncio.create_task(hooks.work()) if hooks and hooks.work else None
+        yield
+        if work is not None:
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+    return lifespan
 
 
 def _matches(asked: str | None, etag: str) -> bool:
@@ -120,8 +142,4 @@ def _matches(asked: str | None, etag: str) -> bool:
 
 
 def _unknown(environment: str) -> Response:
-    return _problem(404, f"nothing was ever released to {environment}; `touchstone promote` makes its first champion")
-
-
-def _problem(status: int, error: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(Problem(error=error).model_dump(), status, headers)
+    return problem(404, f"nothing was ever released to {environment}; `touchstone promote` makes its first champion")
