@@ -7,7 +7,7 @@ vocabulary, `...` is up to 40 characters of the same sentence, the rest is a reg
 from __future__ import annotations
 
 # Of these rules and of those in touchstone/pii.py: the next number with any change scans all documents again.
-SCAN_RULES_VERSION = "1"
+SCAN_RULES_VERSION = "2"
 
 VOCABULARY = {
     "dismiss": r"(ignor(e|ing)|disregard(ing)?|forget(ting)?|neglect|overrid(e|ing)|bypass(ing)?|set aside"

@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-Span = tuple[int, int]
+from touchstone.key_shapes import find_keys
 
-# Tokens that say by themselves what they are; `touchstone.privacy` redacts them too.
-KEY_SHAPES = (
-    r"(?<![\w-])(?:(?:sk|rk|pk)[-_](?=[\w-]*[0-9])[\w-]{16,200}|gh[pousr]_\w{20,100}|github_pat_\w{20,100}"
-    r"|glpat-[\w-]{16,60}|(?:hf|gsk|npm)_[A-Za-z0-9]{30,60}|pypi-[\w-]{40,250}|xai-\w{20,100}|ya29\.[\w-]{20,300}"
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}\b|AIza[\w-]{30,50}|xox[abeoprs]-[\w-]{10,200}|SG\.[\w-]{16,32}\.[\w-]{16,64}"
-    r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{4,1000})"  # the last one is a JSON web token
-    r"|-----BEGIN (?:[A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[^-]{1,8000}-----END (?:[A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----)?"
-)
-_KEY = re.compile(KEY_SHAPES)
-_ASSIGNED = re.compile(
-    r"(?:passw(?:or)?d|passphrase|pwd|secret|api[-_ ]?key|access[-_ ]?key|auth[-_ ]?token|access[-_ ]?token|bearer)"
-    r"[\"']?(?:\s{0,3}[:=]\s{0,3}|\s)[\"']?(?P<value>[^\s\"'`,;<>{}()\[\]]{6,200})",
-    re.IGNORECASE,
-)
-_ASSIGNED_WORDS = ("passw", "passphrase", "pwd", "secret", "api", "access", "auth", "bearer")
-_CREDENTIALS = re.compile(r"://[^/\s:@]{1,64}:(?P<value>[^/\s@]{3,200})@")
-_PLACEHOLDER = re.compile(
-    r"your|my[-_]|example|change|xxx|\*\*|\.\.\.|\$|%|env|os\.|sha\d|https?:|(?:pass|passwd|word|pwd|secret|token|seed|key)\Z",
-    re.IGNORECASE,
-)
+Span = tuple[int, int]
+KINDS = ("key", "email", "iban", "card", "ip", "ssn", "phone")
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%'-])[\w.+%'-]{1,64}@(?![1-4]x\.)(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{2,40}|[^\W\d_]{2,24})(?![\w-])"
+    r"(?<![\w.+%'-])[\w.+%'-]{1,64}@(?![1-4]x\.|[0-9]+\.[0-9])(?:[\w-]{1,63}\.){1,8}(?:[Xx][Nn]--[\w-]{2,40}|[^\W\d_]{2,24})(?![\w-])"
 )
 _NO_MAILBOX = ("git@", "hg@", "svn@")
 
@@ -79,11 +60,12 @@ _CARD_PREFIXES = (  # of the number's first four digits, with the lengths that a
     (range(5600, 5900), tuple(range(12, 20))),
     (range(6000, 7000), tuple(range(12, 20))),  # Maestro, Discover, UnionPay, RuPay
     (range(8100, 8300), (16, 17, 18, 19)),
+    (range(9792, 9793), (16,)),  # Troy
 )
 
 _SSN = re.compile(
     r"(?<![\w.-])(?!000|666|9)[0-9]{3}(?P<a>[ \u00a0\u2010-\u2013-])(?!00)[0-9]{2}(?P=a)(?!0000)[0-9]{4}(?![\w-])"
-    r"|(?:\bSSN|(?i:social security number))(?i:[ :#=]{1,3}(?:is |no\.? )?)(?P<bare>[0-9]{9})(?!\w)"
+    r"|(?i:\bSSN|\bsocial security (?:number|no\.?|#))(?i:[ :#=]{1,3}(?:is |no\.? )?)(?P<bare>[0-9]{9})(?!\w)"
 )
 
 # Seven digits with hardly anything between them: only there cards, social security and phone numbers are looked for.
@@ -92,13 +74,15 @@ _MANY_DIGITS = re.compile(r"[0-9](?:[^\w\n]{0,3}[0-9]){6}")
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension) ?[0-9]{1,6})?"
 _BETWEEN = r"[ \u00a0\u202f.\u2010-\u2013/-]?"
 _PHONES = re.compile(
-    rf"(?<![\w.+/=-])(?P<number>"
+    rf"(?<![\w.+/-])(?P<number>"
     # +44 20 7946 0958, 0049 (0)30 901820, 001-212-555-0123
     rf"(?:\+|(?<![0-9] )00)[1-9][0-9]{{0,2}}(?:{_BETWEEN}\(?[0-9]{{1,5}}\)?){{2,6}}"
     # 212-555-0123, (212) 555-0123, 1.212.555.0123, 2125550123
     rf"|(?:1{_BETWEEN})?(?:\([2-9][0-9]{{2}}\) ?|[2-9][0-9]{{2}}{_BETWEEN})[2-9][0-9]{{2}}{_BETWEEN}[0-9]{{4}}"
     # with the trunk prefix 0: 020 7946 0958, (030) 901820, 0151/23456789, 01 23 45 67 89
     rf"|(?<![0-9] )\(?0[1-9][0-9]{{0,4}}\)?(?:{_BETWEEN}[0-9]{{2,8}}){{1,5}}"
+    # 8 (961) 661-64-38
+    rf"|8 ?\([3-9][0-9]{{2}}\) ?[0-9]{{3}}(?:[ -]?[0-9]{{2}}){{2}}"
     # (11) 98765-4321
     rf"|\([1-9][0-9]\) ?[0-9]{{4,5}}-[0-9]{{4}}"
     rf"){_EXTENSION}(?![\w-])(?!\.[0-9])"
@@ -120,23 +104,26 @@ def find_pii(text: str) -> dict[str, int]:
     return dict(Counter(kind for _, _, kind in _findings(text)))
 
 
-def scrub(text: str) -> str:
-    """`text` with every finding replaced by its kind, such as [email]; the rest is as it was."""
-    return _replaced(text, [(start, end, f"[{kind}]") for start, end, kind in _findings(text)])
+def scrub(text: str, known: str = "", *, kinds: Collection[str] = KINDS, servers: bool = True) -> str:
+    """`text` with every finding of these kinds replaced by its kind, such as [email]; the rest is as it was.
+
+    What the text `known` says too is left, but for keys. Without `servers` IP addresses in links are left.
+    """
+    parts = []
+    for start, end, kind in _findings(text, kinds):
+        is_known = bool(known) and kind != "key" and text[start:end] in known
+        is_server = not servers and kind == "ip" and text[:start].endswith(("://", "://["))
+        if not (is_known or is_server):
+            parts.append((start, end, f"[{kind}]"))
+    return _replaced(text, parts)
 
 
-def _findings(text: str) -> list[tuple[int, int, str]]:
+def _findings(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]]:
     """(start, end, kind) in order; no two overlap, because what one kind found is hidden from those after it."""
     found: list[tuple[int, int, str]] = []
-    for kind, find in (
-        ("key", _keys),
-        ("email", _emails),
-        ("iban", _ibans),
-        ("card", _cards),
-        ("ip", _addresses),
-        ("ssn", _social_security_numbers),
-        ("phone", _phones),
-    ):
+    for kind, find in _FINDERS.items():
+        if kind not in kinds:
+            continue
         spans = sorted(set(find(text)))
         found += [(start, end, kind) for start, end in spans]
         text = _replaced(text, [(start, end, "\0" * (end - start)) for start, end in spans])
@@ -152,24 +139,7 @@ def _replaced(text: str, parts: list[tuple[int, int, str]]) -> str:
 
 
 def _keys(text: str) -> Iterator[Span]:
-    """Tokens by their shape; passwords by the word before them, unless they look like a placeholder or code."""
-    spans = [match.span() for match in _KEY.finditer(text)]
-    if "://" in text:
-        given = _CREDENTIALS.finditer(text)
-        spans += [match.span("value") for match in given if not _PLACEHOLDER.search(match["value"])]
-    lower = text.lower()
-    assigned = _ASSIGNED.finditer(text) if any(word in lower for word in _ASSIGNED_WORDS) else ()
-    for match in assigned:
-        value = match["value"].rstrip(".")
-        if _mixed(value) and not _PLACEHOLDER.search(value):
-            spans.append((match.start("value"), match.start("value") + len(value)))
-    yield from _apart(spans)
-
-
-def _mixed(value: str) -> bool:
-    """Letters and digits, or marks that no word has: what a password has, and a word in prose has not."""
-    letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
-    return (letters and digits) or any(mark in value for mark in "!@#^&+*?~")
+    yield from _apart(list(find_keys(text)))
 
 
 def _apart(spans: list[Span]) -> Iterator[Span]:
@@ -280,3 +250,14 @@ def _is_phone(number: str) -> bool:
     if number.startswith("00"):
         return 10 <= length <= 17
     return length >= 10 or (length == 9 and len(groups) > 1)
+
+
+_FINDERS = {
+    "key": _keys,
+    "email": _emails,
+    "iban": _ibans,
+    "card": _cards,
+    "ip": _addresses,
+    "ssn": _social_security_numbers,
+    "phone": _phones,
+}

@@ -7,9 +7,12 @@ from random import Random
 
 import pytest
 
+from benchmarks.identifiers import KINDS
 from benchmarks.personal_data import FRAMES, MAKERS
+from benchmarks.pii import missed
+from tests.secret_formats import planted
 from touchstone.pii import find_pii, scrub
-from touchstone.privacy import redact_secrets
+from touchstone.privacy import clean, clean_record, privacy_notice, redact_secrets
 
 TOKEN = "q8W3e4R5t6Y7u8I9o0P1a2S3d4F5g6H7"
 
@@ -151,3 +154,57 @@ def test_the_time_is_linear_in_the_text(unit: str) -> None:
     started = time.process_time()
     find_pii(unit * (200_000 // len(unit)))
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("around", ["{}", "The key is {}, keep it.", "first\n{}\nlast", '{{"answer": "{}"}}'])
+def test_secrets_of_every_planted_format_are_found_wherever_they_stand(around: str) -> None:
+    for seed in range(10):
+        for name, (text, secret) in planted(f"{seed}").items():
+            whole = around.format(text)
+            assert secret not in scrub(whole), name
+            assert secret not in clean(whole), name
+
+
+@pytest.mark.parametrize(("kind", "least"), [(kind, 0.90 if kind == "phone" else 0.99) for kind in KINDS])
+def test_recall_on_identifiers_made_from_their_standards(kind: str, least: float) -> None:
+    random = Random(f"test {kind}")
+    assert sum(not missed(kind, random) for _ in range(300)) / 300 >= least
+
+
+def test_what_the_golden_case_says_itself_is_left_but_for_keys() -> None:
+    text = f"Write to help@acme.example or jo@acme.example, key sk-{TOKEN}"
+    assert scrub(text, f"help@acme.example sk-{TOKEN}") == "Write to help@acme.example or [email], key [key]"
+
+
+def test_a_bearer_token_goes_with_its_header() -> None:
+    assert redact_secrets("Authorization: Bearer abcdefgh-ijk") == "[redacted]"
+
+
+def test_in_a_log_the_address_of_a_server_stays_and_that_of_a_client_goes() -> None:
+    line = "http://10.1.2.3:5000/#/runs asked by 10.9.8.7, jo@acme.example"
+    assert clean(line) == "http://10.1.2.3:5000/#/runs asked by [ip], [email]"
+
+
+def test_a_picture_in_a_page_is_left_as_it_is() -> None:
+    picture = "![chart](data:image/png;base64,iVBORw0KGgo4111111111111111AKIAIOSFODNN7EXAMPLE==)"
+    assert clean(f"jo@acme.example {picture}") == f"[email] {picture}"
+
+
+def test_a_record_keeps_identifiers_names_and_definitions_and_loses_prose() -> None:
+    digest = "5" * 16
+    record = {
+        "reason": "asked by jo@acme.example",
+        "by": "Ada <ada@acme.example>",
+        "gate_key": digest,
+        "model": f"sk-{TOKEN}",
+        "metrics": [1, 2.5, None, True],
+        "deployment": {"definition": {"prompt": "call 020 7946 0958 for help"}},
+    }
+    cleaned = clean_record(record)
+    assert cleaned == record | {"reason": "asked by [email]", "model": "[key]"}
+    assert clean_record(cleaned) is cleaned
+
+
+def test_the_notice_says_what_is_not_covered() -> None:
+    assert "NOT covered: names of people, postal addresses" in privacy_notice()
+    assert "names of people" not in privacy_notice("Presidio")
