@@ -81,14 +81,14 @@ def status(
     from cli.output import exit_with, print_json
     from cli.stack_tables import as_data, print_status
     from tasks.loading import load_settings
-    from tasks.stack_file import read_stack
+    from tasks.stack_file import read_stack, shell_lines
     from tasks.stack_status import flow_states, part_states
 
     settings = load_settings()
     stack = read_stack(settings.state)
     if exports:
-        for name, value in (stack.exports if stack else {}).items():
-            typer.echo(f"export {name}={value}")
+        for line in shell_lines(stack, settings.state) if stack else ():
+            typer.echo(line)
         exit_with(0 if stack else 1)
     parts = asyncio.run(part_states(settings.state))
     flows = asyncio.run(flow_states(stack.exports["PREFECT_API_URL"])) if stack and stack.exports else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.stack_secrets import ENCRYPTION, SIGNING, secrets_file
 from touchstone.errors import BadInput
 
 
@@ -56,6 +58,16 @@ def read_stack(state: Path) -> Stack | None:
         return None
     except (OSError, ValidationError) as error:
         raise BadInput(f"{state / 'stack.json'}: cannot be read: {error}") from None
+
+
+def shell_lines(stack: Stack, state: Path) -> list[str]:
+    """What a POSIX shell evaluates to use this stack; secrets are read from their file there, and not shown here."""
+    path = secrets_file(state).absolute()
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in stack.exports.items()]
+    for name in (*SIGNING, ENCRYPTION):
+        read = f"sed -n s/^{name}=//p {shlex.quote(str(path))}"
+        lines.append(f'[ -n "${{{name}:-}}" ] || export {name}="$({read})"')
+    return lines
 
 
 def forget_stack(state: Path) -> None:
