@@ -165,7 +165,8 @@ async def _ask_all(settings: Settings, plan: ProbePlan) -> _Answers:
             found.tokens[probe.id] = first_token(text, call)
         except CaseFailure as error:
             found.failures[error.kind.value] += 1
-            found.example = str(error)
+            if not found.example or found.example.startswith("circuit open"):  # which only says that others failed
+                found.example = str(error)
             if isinstance(error, RequestRefused) and "(404)" in str(error):
                 found.refused = str(error)
 
