@@ -74,8 +74,8 @@ class Dispatcher:
             await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
         try:
             rows = await asyncio.to_thread(self._store.claim, _AT_ONCE - len(self._working))
-        except TouchstoneError as error:
-            _log.warning("webhooks wait: %s", error)
+        except Exception as error:  # whatever it is: who gives up here would take webhooks for ever and do nothing
+            _log.warning("webhooks wait: %s: %s", type(error).__name__, error)
             return 0
         for row in rows:
             task = asyncio.create_task(self._settle(row))

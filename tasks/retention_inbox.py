@@ -10,13 +10,10 @@ from tasks.inbox import WebhookInbox
 from touchstone.housekeeping import Cleaned
 from touchstone.settings import Settings
 
-# A delivery that is sent again is known by its row: a source's own way to send again reaches back about so far.
-_FEWEST_DAYS = 30
-
 
 def clean_inbox(settings: Settings, now: datetime, dry_run: bool) -> list[Cleaned]:
-    """As long as the flow runs that they started, and 30 days at least. Raises Unmeasurable."""
-    what, days = "webhooks", max(_FEWEST_DAYS, settings.retention.flow_runs)
+    """After `webhooks.keep_days`: a repetition of one that was removed would be taken as new. Raises Unmeasurable."""
+    what, days = "webhooks", settings.webhooks.keep_days
     kind, _, path = settings.inbox.partition(":///")
     if kind.startswith("sqlite") and not Path(path).exists():
         return [Cleaned(what=what, days=days, kept=0, note="no webhook was ever received")]

@@ -129,9 +129,9 @@ def canary_subject(canary_id: str) -> str:
     return f"canary:{canary_id}"
 
 
-def probe_subject(bundle_name: str, bundle_fingerprint: str) -> str:
-    """What the probes of a bundle's vendor belong to."""
-    return f"probe:{bundle_name}:{bundle_fingerprint}"
+def probe_subject(bundle_name: str, fingerprint: str) -> str:
+    """What the probes of a vendor belong to: `fingerprint` is of the model and the probes, not of the prompt."""
+    return f"probe:{bundle_name}:{fingerprint}"
 
 
 def alarm_subject(alarm: str) -> str:
