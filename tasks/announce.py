@@ -7,14 +7,13 @@ import re
 from typing import Any
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import acreate_markdown_artifact, emit_event
 from touchstone.report import EvalReport, MetricSummary
 
 
 def emit_events(report: EvalReport, bundle: str, dataset: str) -> None:
     """`touchstone.eval.completed` for every run; `touchstone.drift.*` only when a level changes."""
     apply_defaults()
-    from prefect.events import emit_event
-
     resource = {
         "prefect.resource.id": f"touchstone.eval.{bundle}.{dataset}",
         "prefect.resource.name": f"{bundle} on {dataset}",
@@ -52,8 +51,6 @@ def event_payload(report: EvalReport, bundle: str, dataset: str) -> dict[str, An
 async def create_artifact(report: EvalReport, bundle: str, dataset: str, chart: bytes | None) -> None:
     """The verdict, its table and its chart on the flow run's page, under one key per bundle and golden set."""
     apply_defaults()
-    from prefect.artifacts import acreate_markdown_artifact
-
     text = markdown(report)
     if chart is not None:
         text += f"\n\n![score and evidence, run by run](data:image/png;base64,{base64.b64encode(chart).decode()})"

@@ -6,6 +6,7 @@ import re
 
 from tasks.environment import apply_defaults
 from tasks.ledger import Ledger
+from tasks.prefect_sinks import acreate_markdown_artifact, emit_event
 from touchstone.attribution_records import AttributionReport, FactorState, Standing, SwapFinding
 from touchstone.factor_swaps import NAMES
 from touchstone.ledger import EventKind, LedgerEvent
@@ -26,8 +27,6 @@ def record_attribution(settings: Settings, report: AttributionReport) -> LedgerE
 def emit_attribution_event(report: AttributionReport) -> None:
     """`touchstone.attribution.decided`, with a flat and whole payload."""
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event="touchstone.attribution.decided",
         resource={
@@ -43,8 +42,6 @@ def emit_attribution_event(report: AttributionReport) -> None:
 async def create_attribution_artifact(report: AttributionReport) -> None:
     """The culprit and the table of factors, under one key per bundle and golden set."""
     apply_defaults()
-    from prefect.artifacts import acreate_markdown_artifact
-
     key = re.sub(r"[^a-z0-9-]+", "-", f"attribution-{report.bundle}-{report.dataset}".lower()).strip("-")
     await acreate_markdown_artifact(markdown=markdown(report), key=key, description=headline(report))
 

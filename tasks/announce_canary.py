@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import create_markdown_artifact
 
 
 def create_canary_artifact(looked: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]) -> None:
     """The look on the flow run's page, under one key per canary."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(
         markdown=markdown(looked, looks),
         key=re.sub(r"[^a-z0-9-]+", "-", f"canary-{looked['canary_id']}".lower()).strip("-"),

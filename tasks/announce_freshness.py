@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import create_markdown_artifact, emit_event
 from touchstone.freshness_reasons import percent
 from touchstone.freshness_records import Ages, FreshnessPlan, FreshnessReport, Measure
 
@@ -17,8 +18,6 @@ def emit_freshness_event(report: FreshnessReport) -> None:
     if report.announcement is None:
         return
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event=f"touchstone.freshness.{report.announcement}",
         resource={
@@ -55,8 +54,6 @@ def event_payload(report: FreshnessReport) -> dict[str, Any]:
 def create_artifact(report: FreshnessReport) -> None:
     """The check on the flow run's page, under one key per retrieval config."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(
         markdown=markdown(report),
         key=re.sub(r"[^a-z0-9-]+", "-", f"freshness-{report.config}".lower()).strip("-"),

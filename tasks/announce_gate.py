@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import acreate_markdown_artifact
 from tasks.spool import Spool, run_folder
 from tasks.tracking import MARKER
 from tasks.tracking_address import compare_url
@@ -38,8 +39,6 @@ def with_links(settings: Settings, report: GateReport) -> GateReport:
 async def create_artifact(report: GateReport) -> None:
     """The gate on the flow run's page, under one key per bundle."""
     apply_defaults()
-    from prefect.artifacts import acreate_markdown_artifact
-
     await acreate_markdown_artifact(
         markdown=markdown(report),
         key=re.sub(r"[^a-z0-9-]+", "-", f"gate-{report.bundle}".lower()).strip("-"),

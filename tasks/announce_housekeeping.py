@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import create_markdown_artifact
 from touchstone.housekeeping import Cleaned, HousekeepingReport
 
 
 def create_housekeeping_artifact(report: HousekeepingReport) -> None:
     """On the flow run's page, under one key."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(markdown=markdown(report), key="housekeeping", description=report.headline)
 
 

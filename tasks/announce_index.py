@@ -10,6 +10,7 @@ from uuid import UUID
 
 from tasks.environment import apply_defaults
 from tasks.indexing import BuildPlan
+from tasks.prefect_sinks import create_markdown_artifact, emit_event
 from touchstone.index import BuildReport, Outcome, RetrievalEvaluation, SourceChanges, Validation
 
 _LISTED = 20
@@ -35,8 +36,6 @@ class BuildArtifacts:
 
     def finished(self, report: BuildReport) -> None:
         """The result, with what validation and retrieval evaluation found."""
-        from prefect.artifacts import create_markdown_artifact
-
         with _never_in_the_way():
             create_markdown_artifact(
                 markdown=markdown(report), key=_key(f"reindex-{report.config_name}"), description=headline(report)
@@ -44,7 +43,7 @@ class BuildArtifacts:
 
     def _plan(self, report: BuildReport, plan: BuildPlan) -> None:
         apply_defaults()
-        from prefect.artifacts import create_markdown_artifact, create_progress_artifact
+        from prefect.artifacts import create_progress_artifact
 
         create_markdown_artifact(
             markdown=plan_markdown(report, plan), key=_key(f"reindex-plan-{report.config_name}"), description="The plan"
@@ -72,8 +71,6 @@ def emit_build_event(report: BuildReport) -> None:
     if report.outcome in {Outcome.CURRENT, Outcome.HELD_BACK, Outcome.READY}:
         return
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event=f"touchstone.index.{'promoted' if report.promoted else 'rejected'}",
         resource={

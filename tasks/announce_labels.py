@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.environment import apply_defaults
 from tasks.labelling import QueuedWeek
+from tasks.prefect_sinks import create_markdown_artifact, emit_event
 
 
 def emit_labels_event(queued: QueuedWeek) -> None:
@@ -14,8 +15,6 @@ def emit_labels_event(queued: QueuedWeek) -> None:
     if not queued.is_new:
         return
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event="touchstone.labels.sampled",
         resource={
@@ -42,8 +41,6 @@ def event_payload(queued: QueuedWeek) -> dict[str, Any]:
 def create_labels_artifact(queued: QueuedWeek) -> None:
     """The queue on the flow run's page, under one key per golden set."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(
         markdown=markdown(queued),
         key=re.sub(r"[^a-z0-9-]+", "-", f"labels-{queued.dataset}".lower()).strip("-"),

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import create_markdown_artifact, emit_event
 from touchstone.probe_records import ProbeReport
 
 
@@ -14,8 +15,6 @@ def emit_probe_event(report: ProbeReport) -> None:
     if report.transition is None:
         return
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event=f"touchstone.probe.{report.transition}",
         resource={
@@ -38,8 +37,6 @@ def event_payload(report: ProbeReport) -> dict[str, Any]:
 def create_probe_artifact(report: ProbeReport) -> None:
     """The probe run on the flow run's page, under one key per bundle."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(
         markdown=markdown(report),
         key=re.sub(r"[^a-z0-9-]+", "-", f"probe-{report.bundle}".lower()).strip("-"),

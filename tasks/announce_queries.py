@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from tasks.environment import apply_defaults
+from tasks.prefect_sinks import create_markdown_artifact, emit_event
 from touchstone.ledger import LedgerEvent
 from touchstone.query_drift import QueryDriftDecision
 from touchstone.query_shift import QueryShift
@@ -26,8 +27,6 @@ def emit_query_event(decision: QueryDriftDecision, config: RetrievalConfig) -> N
     if decision.transition is None:
         return
     apply_defaults()
-    from prefect.events import emit_event
-
     emit_event(
         event=f"touchstone.queries.{decision.transition}",
         resource={
@@ -65,8 +64,6 @@ def event_payload(decision: QueryDriftDecision, config: RetrievalConfig) -> dict
 def create_query_artifact(decision: QueryDriftDecision, config: RetrievalConfig, chart: bytes | None = None) -> None:
     """The level and its figures on the flow run's page, under one key per retrieval config."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(
         markdown=markdown(decision, config, chart),
         key=_key(f"query-drift-{config.name}"),

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tasks.environment import apply_defaults
 from tasks.ledger import Ledger
+from tasks.prefect_sinks import create_markdown_artifact
 from touchstone.errors import BadInput
 from touchstone.gate_records import GateReport
 from touchstone.ledger import EventKind, canary_subject, gate_subject
@@ -21,8 +22,6 @@ _SHOWN = ("model", "prompt_version", "retrieval_config_version", "index_version"
 def create_approval_artifact(request: ApprovalRequest, page: str) -> None:
     """One key per question: what it came to replaces what was asked."""
     apply_defaults()
-    from prefect.artifacts import create_markdown_artifact
-
     create_markdown_artifact(page, key=request.approval_id, description=f"approval of {request.fingerprint}")
 
 

@@ -20,6 +20,7 @@ from tasks.vendor import Vendor, check_call
 from touchstone.bundle import Endpoint
 from touchstone.cost import Budget
 from touchstone.errors import CaseFailure
+from touchstone.privacy import holds_personal_data
 from touchstone.prompts import GenerationParameters
 from touchstone.results import Call
 
@@ -41,6 +42,10 @@ class ResponseCache:
         return FinishedCall.model_validate_json(row[0]) if row else None
 
     def put(self, finished: FinishedCall) -> None:
+        """Keep an answer for later runs; one that holds personal data or a secret is asked for again instead."""
+        is_vectors = finished.call is not None and finished.call.role == "embedding"
+        if not is_vectors and holds_personal_data(finished.text or ""):
+            return
         row = (finished.key, finished.model_dump_json(exclude_defaults=True))
         with self._lock:
             self._database.execute("INSERT OR REPLACE INTO responses VALUES (?, ?)", row)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
+from tasks.prefect_sinks import scrub_logs, scrub_state_messages
+
 _DEFAULTS = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise importing litellm fetches a price list, and stalls offline
     "EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true",  # aiohttp: httpx collapses at 128 calls in flight
@@ -31,8 +33,12 @@ _DEFAULTS = {
 def apply_defaults() -> None:
     """Read .env of the current directory, then set what the user has not set; the environment wins over both.
 
+    Logs are scrubbed from here on: every flow and every command comes by.
+
     Call it before importing litellm, mlflow, prefect or ragas.
     """
     load_dotenv(Path.cwd() / ".env")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    scrub_logs()
+    scrub_state_messages()

@@ -11,7 +11,9 @@ from functools import partial
 
 from tasks.calls import CaseCalls, ResponseCache
 from tasks.embedding import load_embedder
+from tasks.names import name_scrubber
 from tasks.plan import EvalPlan, judge_of
+from tasks.raw_calls import forget_raw_texts
 from tasks.retrieval import Retriever
 from tasks.retrieval_log import log_retrieval, used_chunks
 from tasks.scoring import JudgeSetup, import_ragas, judged_scores
@@ -24,6 +26,7 @@ from touchstone.errors import CaseFailure
 from touchstone.results import Answer, CaseResult, Failure
 from touchstone.scorer_specs import RagasScorer
 from touchstone.scorers import deterministic_scores
+from touchstone.scrubbed_results import scrubbed_result
 
 Unit = tuple[GoldenCase, int]
 Progress = Callable[[CaseResult], None]
@@ -42,6 +45,7 @@ class EvalSession:
     finished_calls: dict[str, FinishedCall]
     finished_cases: dict[tuple[str, int], CaseResult]
     on_case: Progress
+    hide_names: Callable[[str], str] = str
 
     async def run_shard(self, units: Sequence[Unit]) -> list[CaseResult]:
         """Results in the order of `units`; what the spool holds is not run again."""
@@ -67,7 +71,7 @@ class EvalSession:
 
     async def _run_case(self, case: GoldenCase, trial: int) -> CaseResult:
         calls = CaseCalls(f"{case.id}/{trial}", self.vendor, self.spool, self.finished_calls, self.cache)
-        result = await evaluate_case(self, case, trial, calls)
+        result = scrubbed_result(await evaluate_case(self, case, trial, calls), case, self.hide_names)
         self.spool.append_case(result)
         self.finished_cases[(case.id, trial)] = result
         self.on_case(result)
@@ -117,13 +121,17 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
     await asyncio.to_thread(litellm_module)
     target = await asyncio.to_thread(_target, plan)
     judge = await asyncio.to_thread(_judge, plan)
+    hide_names = await asyncio.to_thread(name_scrubber, plan.settings)
     if not spool.has("manifest.json"):
         lock.enter_context(spool.locked())  # after all that can be bad input: it makes the run's folder
     try:
         spool.write_json("manifest.json", plan.manifest.model_dump_json(indent=2))
         spool.write_json("definition.json", plan.definition.model_dump_json(indent=2))
-        yield EvalSession(plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case)
+        yield EvalSession(
+            plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case, hide_names
+        )
     finally:
+        forget_raw_texts(spool, [key for key, result in finished_cases.items() if not result.failures])
         lock.close()
         await target.close()
         cache.close()

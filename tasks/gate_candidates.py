@@ -13,6 +13,7 @@ from tasks.environment import apply_defaults
 from tasks.ledger import Ledger
 from tasks.loading import load_bundle, load_retrieval_config
 from tasks.plan import find_prompt, name_with_prompt, needed_placeholders
+from tasks.prefect_sinks import emit_event
 from tasks.releases import read_release
 from tasks.tracking_prompts import is_projection, newest_version
 from touchstone.bundle import Bundle, bundle_fingerprint
@@ -64,8 +65,6 @@ def candidates_of(settings: Settings, event: dict[str, Any]) -> Candidates:
 def ask_for(settings: Settings, candidates: Sequence[Candidate]) -> None:
     """One more gate for each, in runs of their own."""
     apply_defaults()
-    from prefect.events import emit_event
-
     for candidate in candidates:
         resource = {"prefect.resource.id": f"touchstone.release.{settings.environment}"}
         emit_event("touchstone.webhook.bundle-changed", resource=resource, payload={"bundle": candidate.bundle})

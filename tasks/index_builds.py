@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks.ledger import Ledger
 from touchstone.index import BuildReport
 from touchstone.ledger import EventKind, index_subject
+from touchstone.privacy import clean
 
 REPORT = "report.json"
 
@@ -25,6 +26,7 @@ def build_folder(state: Path, build_key: str) -> Path:
 
 def record_build(ledger: Ledger, state: Path, report: BuildReport) -> None:
     """Write the report down; the ledger keeps the numbers, and the whole report as its content."""
+    report = report.model_copy(update={"reason": clean(report.reason)})
     folder = build_folder(state, report.build_key)
     folder.mkdir(parents=True, exist_ok=True)
     body = report.model_dump_json(indent=1)

@@ -21,6 +21,7 @@ from touchstone.alarms import ALARM_KINDS
 from touchstone.erasure import ERASURE_SUBJECT, Erasure, why_kept
 from touchstone.errors import BadInput, LedgerConflict
 from touchstone.ledger import GENESIS, EventKind, LedgerEvent, content_digest, encode_payload
+from touchstone.privacy import clean_record
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -72,11 +73,12 @@ class Ledger:
         after: int | None = None,
         watched: Collection[EventKind] = (),
     ) -> LedgerEvent:
-        """Append one event. In a Prefect flow run its payload names that run too, as `flow_run_id`.
+        """Append one event, its prose scrubbed. In a Prefect flow run its payload names that too, as `flow_run_id`.
 
         `after` is the sequence of the subject's latest event of this kind (or of the `watched` kinds) as the caller
         knows it (0: none); LedgerConflict when there is a later one by now, so that nobody decides on an old state.
         """
+        payload, content = clean_record(payload), _clean_content(content)
         if kind not in _OF_NO_FLOW and (run := flow_run_id()):
             payload = {"flow_run_id": run} | payload
         for _ in range(100):
@@ -238,6 +240,16 @@ class Ledger:
         latest = connection.execute(query).scalar_one() or 0
         if latest != after:
             raise LedgerConflict(f"{subject}: event {latest} was appended after {after}")
+
+
+def _clean_content(content: bytes | None) -> bytes | None:
+    """The same bytes when nothing was found; what is no JSON object is none of ours, and is left."""
+    try:
+        record = json.loads(content) if content else None
+    except ValueError:
+        return content
+    cleaned = clean_record(record)
+    return content if cleaned is record else json.dumps(cleaned, ensure_ascii=False).encode()
 
 
 def _event(row: sa.RowMapping) -> LedgerEvent:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from touchstone.pii import scrub
 from touchstone.ranking import words
 from touchstone.results import Retrieval, RetrievedChunk
 
@@ -44,7 +45,7 @@ def log_retrieval(
         "config": config,
         "index_version": retrieval.index_version,
         "segment": segment,
-        "query": retrieval.query,
+        "query": scrub(retrieval.query),
         "chunks": [
             {"document_id": chunk.document_id, "chunk_id": chunk.chunk_id, "rank": chunk.rank, "score": chunk.score}
             for chunk in retrieval.chunks
@@ -85,7 +86,7 @@ def _telling_words(text: str) -> list[str]:
 
 def _append(folder: Path, name: str, line: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    file = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(file, f"{line}\n".encode(errors="replace"))  # a question may hold half a surrogate pair
     finally:

@@ -20,7 +20,7 @@ from tasks.retrieval import Retriever
 from touchstone.bundle import AppTarget, Bundle, Endpoint
 from touchstone.cases import GoldenCase
 from touchstone.errors import BadInput, InvalidAnswer, VendorTimeout, VendorUnavailable
-from touchstone.privacy import redact_secrets
+from touchstone.privacy import clean
 from touchstone.prompts import GenerationParameters, Prompt
 from touchstone.results import Answer, Call, Retrieval, RetrievedChunk
 
@@ -149,7 +149,7 @@ class HttpApp:
         try:
             async with self._session.post(self._url, json=body) as response:
                 if response.status != 200:
-                    text = redact_secrets((await response.text(errors="replace"))[:2000])[:200]
+                    text = clean((await response.text(errors="replace"))[:2000])[:200]
                     raise VendorUnavailable(f"{self._url} answered {response.status}: {text}")
                 return await response.json(content_type=None)
         except aiohttp.ClientError as error:
@@ -170,7 +170,7 @@ def python_app(reference: str, root: Path) -> Callable[[GoldenCase], Awaitable[A
     try:
         function = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # the user's module may raise anything
-        reason = redact_secrets(f"{type(error).__name__}: {error}")
+        reason = clean(f"{type(error).__name__}: {error}")
         raise BadInput(f"bundle, field target.python: {reference!r} cannot be imported: {reason}") from None
     if not callable(function):
         raise BadInput(f"bundle, field target.python: {reference!r} is not callable")
@@ -181,7 +181,7 @@ def python_app(reference: str, root: Path) -> Callable[[GoldenCase], Awaitable[A
                 return await function(case.question)
             return await asyncio.to_thread(function, case.question)
         except Exception as error:  # the app is the user's: whatever it raises is its failure, not ours
-            reason = redact_secrets(f"{type(error).__name__}: {error}")[:300]
+            reason = clean(f"{type(error).__name__}: {error}")[:300]
             raise VendorUnavailable(f"{reference} raised {reason}") from error
 
     return ask

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.plan import EvalManifest
 from touchstone.errors import BadInput
+from touchstone.privacy import clean_record
 from touchstone.report import EvalReport
 from touchstone.results import CaseResult, FailureKind
 
@@ -65,7 +66,7 @@ def tags_of(manifest: EvalManifest, report: EvalReport) -> dict[str, str]:
     if manifest.gate_key:
         tags |= {"gate": manifest.gate_key}
     commit = getattr(manifest, "git_commit", "")
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+    return clean_record(tags | ({"mlflow.source.git.commit": commit} if commit else {}))
 
 
 def run_name(manifest: EvalManifest, report: EvalReport) -> str:
@@ -96,6 +97,7 @@ def metrics_of(report: EvalReport) -> dict[str, float]:
     found |= {"cases/total": report.n_cases, "cases/scored": report.n_scored, "cases/failed": report.n_failed}
     # Zeros too: a kind that never failed is a line at 0, and a repaired run overwrites what it had.
     found |= {f"failures/{kind.value}": report.failures.get(kind.value, 0) for kind in FailureKind}
+    found |= {f"pii/{kind}": count for kind, count in report.pii.items()}
     found |= {f"flaky/{name}": share for name, share in report.flaky.items()}
     found |= dict(_spending(report))
     for name, value in found.items():
@@ -164,7 +166,7 @@ def _row(case: CaseResult, metrics: Sequence[str]) -> dict[str, Any]:
         "failure": failures or None,
         "cost_usd": case.cost_usd,
     }
-    return row | {name: score.value if (score := case.scores.get(name)) else None for name in metrics}
+    return clean_record(row) | {name: score.value if (score := case.scores.get(name)) else None for name in metrics}
 
 
 def _details(case: CaseResult) -> dict[str, Any]:
@@ -172,8 +174,8 @@ def _details(case: CaseResult) -> dict[str, Any]:
     return {
         "case_digest": case.case_digest,
         "started_at": case.started_at,
-        "scores": json.dumps({name: score.model_dump(mode="json") for name, score in case.scores.items()}),
-        "retrieval": retrieval.model_dump_json() if retrieval else None,
+        "scores": json.dumps(clean_record({name: score.model_dump() for name, score in case.scores.items()})),
+        "retrieval": json.dumps(clean_record(retrieval.model_dump())) if retrieval else None,
         "calls": json.dumps([call.model_dump(mode="json") for call in case.calls]),
     }
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from touchstone.privacy import clean, clean_record
 from touchstone.results import Call, Failure, RetrievedChunk
 
 if TYPE_CHECKING:
@@ -45,8 +46,14 @@ class SpanTree:
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import Status, StatusCode
 
-        own = {"mlflow.traceRequestId": self._known, "mlflow.spanType": kind, "mlflow.spanInputs": inputs}
-        own |= {"mlflow.spanOutputs": outputs, **attributes}
+        if failure:
+            failure = failure.model_copy(update={"reason": clean(failure.reason)})
+        own = {
+            "mlflow.traceRequestId": self._known,
+            "mlflow.spanType": kind,
+            "mlflow.spanInputs": clean_record(inputs, "text"),
+        }
+        own |= {"mlflow.spanOutputs": clean_record(outputs, "text"), **clean_record(attributes)}
         span = ReadableSpan(
             name=name,
             context=self._context(0 if is_root else len(self.built) + 1),

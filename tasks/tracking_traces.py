@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.tracking_spans import SpanTree, call_attributes, document_output, send_traces
+from touchstone.privacy import clean
 from touchstone.results import Call, CaseResult, Failure
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def _feedback(wanted: CaseTraces, known: str, result: CaseResult, at_ms: int) ->
         made = Feedback(
             name=name,
             value=None if failure else value,
-            error=AssessmentError(failure.kind.value, failure.reason) if failure else None,
+            error=AssessmentError(failure.kind.value, clean(failure.reason)) if failure else None,
             source=AssessmentSource("CODE", f"touchstone/{metric}"),
             metadata={"mlflow.assessment.sourceRunId": wanted.run_id},
-            rationale=rationale or None,
+            rationale=clean(rationale) or None,
             create_time_ms=at_ms,
             last_update_time_ms=at_ms,
         )

@@ -20,7 +20,9 @@ from tasks.tracking_address import TrackingUnavailable, connected
 from tasks.tracking_experiment import ensure_experiment, traffic_experiment
 from tasks.tracking_spans import SpanTree, call_attributes, document_output, send_traces
 from touchstone.pii import scrub
+from touchstone.privacy import clean
 from touchstone.results import Call, Failure, Retrieval
+from touchstone.scrubbed_results import scrubbed_retrieval
 from touchstone.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def _tags(live: LiveAnswer) -> dict[str, str]:
 
 
 def _add_retrieval(tree: SpanTree, live: LiveAnswer) -> int:
-    retrieval = live.retrieval and _scrubbed(live.retrieval)
+    retrieval = live.retrieval and scrubbed_retrieval(live.retrieval)
     if retrieval is None:
         return tree.start_ns
     end = tree.start_ns + int(retrieval.latency_ms * 1e6)
@@ -122,20 +124,13 @@ def _add_attempts(tree: SpanTree, live: LiveAnswer, at: int) -> None:
         if is_answer and live.calls:
             about |= call_attributes(live.calls[-1])
         inputs = {"model": attempt.model, "bundle": attempt.bundle}
-        outputs = {"outcome": attempt.outcome, "reason": scrub(attempt.reason)}
+        outputs = {"outcome": attempt.outcome, "reason": clean(attempt.reason)}
         end = at + int(attempt.latency_ms * 1e6)
         at = tree.add("generate", "CHAT_MODEL", inputs, outputs, at, end, about, None)
 
 
-def _scrubbed(retrieval: Retrieval) -> Retrieval:
-    chunks = tuple(
-        chunk.model_copy(update={"text": scrub(chunk.text), "title": scrub(chunk.title)}) for chunk in retrieval.chunks
-    )
-    return retrieval.model_copy(update={"query": scrub(retrieval.query), "chunks": chunks})
-
-
 def _scrubbed_failure(failure: Failure | None) -> Failure | None:
-    return failure and failure.model_copy(update={"reason": scrub(failure.reason)})
+    return failure and failure.model_copy(update={"reason": clean(failure.reason)})
 
 
 class TrafficSender:
@@ -255,7 +250,7 @@ class TrafficSender:
         for live in batch:
             if live.retrieval is None:
                 continue
-            retrieval = _scrubbed(live.retrieval)
+            retrieval = scrubbed_retrieval(live.retrieval)
             try:
                 log_retrieval(
                     self._settings.state / "retrievals",

@@ -17,7 +17,9 @@ from tasks.tracking_address import TrackingUnavailable, connected
 from tasks.tracking_experiment import full_name, traffic_experiment
 from tasks.tracking_spans import send_feedback
 from touchstone.canary_sampling import ServedRequest
+from touchstone.pii import scrub
 from touchstone.results import Answer, Retrieval, RetrievedChunk
+from touchstone.scrubbed_results import scrubbed_retrieval
 from touchstone.settings import Settings
 
 if TYPE_CHECKING:
@@ -238,7 +240,8 @@ def _texts(spans: Sequence[Span]) -> TracedAnswer | None:
     retrieval = Retrieval(
         query=question, chunks=chunks, latency_ms=0.0, embedding_model="", index_version="", search="traced"
     )
-    return TracedAnswer(question, Answer(text=root.outputs, retrieval=retrieval if chunks else None))
+    scrubbed = scrubbed_retrieval(retrieval) if chunks else None  # other senders than ours may not have
+    return TracedAnswer(scrub(question), Answer(text=scrub(root.outputs), retrieval=scrubbed))
 
 
 def _chunk(document: Mapping[str, Any], rank: int) -> RetrievedChunk:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tasks.vendor_library import litellm_module
 from touchstone.errors import AnswerRefused, CaseFailure, InvalidAnswer, VendorTimeout, VendorUnavailable
-from touchstone.privacy import redact_secrets
+from touchstone.privacy import clean
 
 LONGEST_WAIT_S = 30.0
 
@@ -49,7 +49,7 @@ def _translated(error: Exception, attempt: int, deadline_s: float, secret: str) 
     if isinstance(error, TimeoutError | litellm.Timeout):
         return VendorTimeout(f"no complete answer within {deadline_s:g} s (attempt {attempt})"), backoff
     status = getattr(error, "status_code", None)
-    reason = redact_secrets(str(error), (secret,))[:500]
+    reason = clean(str(error), (secret,))[:500]
     if isinstance(error, litellm.ContentPolicyViolationError):
         return AnswerRefused(reason), None
     if isinstance(error, litellm.NotFoundError):

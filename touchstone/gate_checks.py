@@ -59,7 +59,7 @@ def forbidden_pii(kinds: Sequence[str], cases: Sequence[GoldenCase], results: Se
     found: dict[str, set[str]] = defaultdict(set)
     for result in results:
         if result.answer and result.case_id in known:
-            leaked = set(find_pii(result.answer.text)) & set(kinds) - set(known[result.case_id])
+            leaked = set(result.answer.pii or find_pii(result.answer.text)) & set(kinds) - set(known[result.case_id])
             if leaked:
                 found[result.case_id] |= leaked
     if not found:

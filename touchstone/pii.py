@@ -22,6 +22,9 @@ _EMAIL = re.compile(
 )
 _NO_MAILBOX = ("git@", "hg@", "svn@")
 
+# As JSON and Python write them inside a string; the letter must not hide what comes after it.
+_ESCAPED = re.compile(r"\\[nrt\"']")
+
 _GAP = r"[ \u00a0\u202f.\u2010-\u2013-]"
 _IBAN = re.compile(r"\b[A-Za-z]{2}[0-9]{2}(?=[ \u00a0\u202f-]?[A-Za-z0-9])")
 _IBAN_GAPS = re.compile(r"[ \u00a0\u202f-]")
@@ -121,6 +124,7 @@ def scrub(text: str, known: str = "", *, kinds: Collection[str] = KINDS, servers
 def _findings(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]]:
     """(start, end, kind) in order; no two overlap, because what one kind found is hidden from those after it."""
     found: list[tuple[int, int, str]] = []
+    text = _ESCAPED.sub("  ", text) if "\\" in text else text
     for kind, find in _FINDERS.items():
         if kind not in kinds:
             continue

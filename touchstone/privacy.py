@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from touchstone.key_shapes import KEY_SHAPES
-from touchstone.pii import scrub
+from touchstone.pii import find_pii, scrub
 
 _SECRETS = re.compile(
     rf"{KEY_SHAPES}"
@@ -20,9 +22,12 @@ _PICTURE = re.compile(r"(data:image/[a-z+]{2,10};base64,[A-Za-z0-9+/=]+)")
 # Bundles, prompts and policies must come back as they were, and names of those who decide are kept on purpose.
 _OURS = frozenset({"definition", "deployment", "bundle", "policy", "spec"})
 _NAMES = frozenset({"by", "name", "approvers", "owner"})
-_TEXTS = frozenset(
-    {"question", "query", "answer", "text", "page_content", "reason", "message", "note", "explanation", "rationale"}
-)
+_PLAIN = re.compile(
+    r".{0,15}|[0-9a-f-]{16,64}|[0-9T:.Z+-]{16,40}", re.DOTALL
+)  # digests and times: most strings there are
+# What people and models said: in an error text "the token is ..." gives a secret away, here it is prose.
+_SAID = frozenset({"question", "query", "answer", "text", "page_content", "explanation", "rationale"})
+_TEXTS = _SAID | {"reason", "message", "note"}
 
 NOT_COVERED = (
     "Scrubbed before it is stored: e-mail addresses, IBANs, payment cards, US social security numbers, IP addresses, "
@@ -80,10 +85,34 @@ def clean_record(value: Any, field: str = "") -> Any:
 
 
 def _clean_string(value: str, field: str) -> str:
+    if field not in _TEXTS and _PLAIN.fullmatch(value):
+        return value
     if field in _NAMES:
         new = redact_secrets(value)
+    elif field in _SAID:
+        new = scrub(value)
     elif field in _TEXTS or any(map(str.isspace, value)):
         new = clean(value)
     else:
         new = scrub(value, kinds=("key",))
     return value if new == value else new
+
+
+def holds_personal_data(text: str) -> bool:
+    """Also where the text is JSON, whose strings are read one by one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return bool(find_pii(text))
+    return any(find_pii(string) for string in _strings(found))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)

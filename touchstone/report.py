@@ -51,6 +51,7 @@ class EvalReport(_Record):
     failure_examples: dict[str, str] = Field(default_factory=dict, description="One reason for each kind")
     metrics: dict[str, MetricSummary]
     segments: dict[str, dict[str, MetricSummary]]
+    pii: dict[str, int] = Field(default_factory=dict, description="Personal data in the answers, by kind")
     flaky: dict[str, float] = Field(default_factory=dict, description="Share of cases whose repeats disagree")
     cost_usd: float | None
     cost_per_case_usd: float | None = None
@@ -100,6 +101,7 @@ def summarise(run_key: str, results: Sequence[CaseResult], specs: Sequence[Metri
             }
             for segment in segments
         },
+        pii=dict(sum((Counter(result.answer.pii) for result in results if result.answer), Counter())),
         flaky={spec.name: share for spec in specs if (share := _flaky_share(by_case, spec)) is not None},
         cost_usd=cost,
         cost_per_case_usd=cost / len(by_case) if cost is not None and by_case else None,

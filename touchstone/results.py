@@ -78,6 +78,7 @@ class Answer(_Record):
 
     text: str
     retrieval: Retrieval | None = None
+    pii: dict[str, int] = Field(default_factory=dict, description="Personal data that was said, by kind")
 
 
 class Score(_Record):

@@ -28,6 +28,19 @@ class Retention(BaseModel):
     retrievals: int = Field(default=90, ge=1, description="The retrieval log")
 
 
+class Privacy(BaseModel):
+    """What is scrubbed beyond what has a shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: bool = Field(default=False, description="Names of people too; needs the extra `names` and a spaCy model")
+    spacy_model: str = Field(default="en_core_web_lg", pattern=r"^[a-z]{2}_\w+$")
+
+    @property
+    def language(self) -> str:
+        return self.spacy_model[:2]
+
+
 class Settings(BaseSettings):
     """Where things are. Relative paths are relative to `root`."""
 
@@ -59,6 +72,7 @@ class Settings(BaseSettings):
     silent_after_h: float = Field(default=26, gt=0, description="A scheduled eval silent for so long is missed")
     renotify_h: float = Field(default=24, gt=0, description="An alarm that stands is told again after so long")
     retention: Retention = Retention()
+    privacy: Privacy = Privacy()
     trace_limit: int = Field(default=500, ge=0, description="Runs up to this size send a trace for every case")
 
     @classmethod

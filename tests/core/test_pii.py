@@ -156,7 +156,7 @@ def test_the_time_is_linear_in_the_text(unit: str) -> None:
     assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize("around", ["{}", "The key is {}, keep it.", "first\n{}\nlast", '{{"answer": "{}"}}'])
+@pytest.mark.parametrize("around", ["{}", "The key is {}, keep it.", "first\n{}\nlast", "first\\n{}\\nlast", '{{"answer": "{}"}}'])
 def test_secrets_of_every_planted_format_are_found_wherever_they_stand(around: str) -> None:
     for seed in range(10):
         for name, (text, secret) in planted(f"{seed}").items():
