@@ -19,6 +19,7 @@ from pydantic import Field
 
 from tasks.announce import create_artifact, emit_events, headline
 from tasks.chart import chart_png
+from tasks.crashed_runs import LeftAlone, take_over
 from tasks.drift_history import decide_and_record, record_baseline, subject_of
 from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit, open_session, shards
@@ -27,6 +28,7 @@ from tasks.loading import load_golden_set, load_settings
 from tasks.outbox import tell_people
 from tasks.plan import EvalManifest, EvalPlan, EvalRequest, plan_eval, read_manifest, resume_eval
 from tasks.spool import Spool, existing_spool, run_folder
+from tasks.standing_automations import RESUMED
 from tasks.tracking import publish_run, publish_traces
 from touchstone.drift import Baseline, freeze_baseline
 from touchstone.errors import BadInput, TouchstoneError, Unmeasurable
@@ -39,9 +41,10 @@ RunShard = Callable[[EvalSession, int, Sequence[Unit]], Awaitable[list[CaseResul
 
 
 def _flow_run_name() -> str:
-    """`golden-eval support on support`, also where a path was given."""
+    """`golden-eval support on support`, also where a path was given; automations know a resumption by its end."""
     given = flow_run.parameters
-    return f"golden-eval {Path(given['bundle']).stem} on {Path(given['dataset']).name}"
+    resumed = RESUMED if given.get("resume_crashed") else ""
+    return f"golden-eval {Path(given['bundle']).stem} on {Path(given['dataset']).name}{resumed}"
 
 
 @flow(name="golden-eval", flow_run_name=_flow_run_name)
@@ -55,6 +58,7 @@ async def golden_eval(
     max_cost_usd: Annotated[float | None, Field(gt=0)] = None,
     resume: str | None = None,
     retry_failures: bool = False,
+    resume_crashed: str | None = None,
 ) -> State:
     """Run a golden set on a pinned bundle, score it, and decide: stable, flagged, drifted or unmeasurable.
 
@@ -71,6 +75,7 @@ async def golden_eval(
         max_cost_usd: Spend cap; empty means the policy's.
         resume: Run key of a run to finish; of the other fields only the spend cap counts then.
         retry_failures: With resume, run the failed cases again.
+        resume_crashed: Flow run that crashed: it is finished instead, once; the other fields are that run's.
     """
     apply_defaults()
     settings = load_settings()
@@ -83,6 +88,11 @@ async def golden_eval(
         concurrency=concurrency,
         max_cost_usd=max_cost_usd,
     )
+    if resume_crashed is not None:
+        taken = await take_over(settings, resume_crashed)
+        if isinstance(taken, LeftAlone):
+            return Completed(name="NotResumed", message=taken.reason)
+        request, resume, retry_failures = taken.request, taken.resume, taken.retry_failures
     plan = await asyncio.to_thread(plan_run, settings, request, resume, retry_failures)
     report = await conduct(plan, run_shard=shard_as_task)
 

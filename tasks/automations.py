@@ -59,7 +59,9 @@ def _apply(client: SyncPrefectClient, wanted: AutomationCore, found: Automation 
     if _content(found) == _content(wanted):
         return Applied(wanted.name, "unchanged")
     if not dry_run:
-        client.update_automation(found.id, wanted)
+        # Whole: the client's own update leaves out what is the default, and Prefect refuses that.
+        body = wanted.model_dump(mode="json", exclude={"owner_resource"})
+        client.request("PUT", "/automations/{id}", path_params={"id": found.id}, json=body)
     return Applied(wanted.name, "updated")
 
 

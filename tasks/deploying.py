@@ -210,7 +210,7 @@ def _standing(
     token, missing = hook_token(settings)
     wanted = acting()
     if token:
-        block, did = gateway_block(settings, token, dry_run=dry_run)
+        block, did = gateway_block(client, settings, token, dry_run=dry_run)
         yield Done(did, "webhook block", "touchstone-gateway", settings.gateway_url)  # type: ignore[arg-type]
         wanted += telling(settings, suites, block or _no_block())
     else:

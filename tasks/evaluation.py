@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tasks.calls import CaseCalls, ResponseCache
+from tasks.crashed_runs import note_flow_run
 from tasks.embedding import load_embedder
 from tasks.names import name_scrubber
 from tasks.plan import EvalPlan, judge_of
@@ -127,6 +128,7 @@ async def open_session(plan: EvalPlan, on_case: Progress = lambda result: None) 
     try:
         spool.write_json("manifest.json", plan.manifest.model_dump_json(indent=2))
         spool.write_json("definition.json", plan.definition.model_dump_json(indent=2))
+        note_flow_run(spool)
         yield EvalSession(
             plan, spool, vendor, target, judge, cache, finished_calls, finished_cases, on_case, hide_names
         )

@@ -20,10 +20,12 @@ from touchstone.settings import Settings
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
 PREFIX = "touchstone: "
 TELLS = f"{PREFIX}tell "  # begins the name of those that send a webhook
+_MARKS = f"{PREFIX}mark "
 SILENCE = f"{TELLS}when a scheduled golden eval is silent"
 COMPLETED, ARMED = "touchstone.eval.completed", "touchstone.suite.armed"
 RESUMED = " (resumed)"  # ends the name of a flow run that resumes a crashed one
@@ -42,23 +44,28 @@ def hook_token(settings: Settings) -> tuple[str, str]:
     return (tokens[0], "") if tokens else ("", f"{source.secret_env} is not set")
 
 
-def gateway_block(settings: Settings, token: str, *, dry_run: bool) -> tuple[UUID | None, str]:
+def gateway_block(
+    client: SyncPrefectClient, settings: Settings, token: str, *, dry_run: bool
+) -> tuple[UUID | None, str]:
     """Prefect's Webhook block that reaches the gateway, with what was done about it: created, updated, unchanged."""
     from prefect.blocks.webhook import Webhook
+    from prefect.exceptions import ObjectNotFound
     from pydantic import SecretStr
 
     url = f"{settings.gateway_url.rstrip('/')}/hooks/{SOURCE}"
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    wanted = {"url": url, "headers": headers}
     try:
-        found: Any = Webhook.load(_BLOCK)
-    except ValueError:
+        found = client.read_block_document_by_name(_BLOCK, "webhook", include_secrets=True)
+    except ObjectNotFound:
         found = None
-    if found and (found.url.get_secret_value(), found.headers.get_secret_value()) == (url, headers):
-        return found._block_document_id, "unchanged"
-    if not dry_run:
-        block = Webhook(method="POST", url=SecretStr(url), headers=headers)  # type: ignore[arg-type]
-        return block.save(_BLOCK, overwrite=True), "updated" if found else "created"  # type: ignore[return-value]
-    return (found._block_document_id if found else None), "updated" if found else "created"
+    if found and {name: found.data.get(name) for name in wanted} == wanted:
+        return found.id, "unchanged"
+    did = "updated" if found else "created"
+    if dry_run:
+        return (found.id if found else None), did
+    block = Webhook(method="POST", url=SecretStr(url), headers=headers)  # type: ignore[arg-type]
+    return block.save(_BLOCK, overwrite=True), did  # type: ignore[return-value]
 
 
 def telling(settings: Settings, suites: Sequence[Suite], block: UUID) -> list[AutomationCore]:
@@ -95,9 +102,13 @@ def _silence(settings: Settings, suites: Sequence[Suite], block: UUID) -> Automa
 
 
 def _automation_failed(block: UUID) -> AutomationCore:
-    """Not of those that send webhooks: a gateway that is away would be told for ever that it is away."""
+    """Not of those that send webhooks: a gateway that is away would be told for ever that it is away.
+
+    Nor of the one that marks runs: the heartbeat of a run of a second may come after its end, and waits in vain.
+    """
+    tells_or_marks = f"{PREFIX}[{TELLS[len(PREFIX)]}{_MARKS[len(PREFIX)]}]*"  # a label takes one pattern to leave out
     trigger = {
-        "match": {"prefect.resource.id": "prefect.automation.*", "prefect.resource.name": f"!{TELLS}*"},
+        "match": {"prefect.resource.id": "prefect.automation.*", "prefect.resource.name": f"!{tells_or_marks}"},
         "expect": {"prefect.automation.action.failed"},
         "for_each": {"prefect.resource.id"},
         "within": timedelta(seconds=60),
@@ -174,7 +185,7 @@ def _worker_gone() -> AutomationCore:
     }
     message = "No heartbeat for two minutes: the process and its worker are gone."
     return _automation(
-        f"{PREFIX}mark a run as crashed when its worker is gone",
+        f"{_MARKS}a run as crashed when its worker is gone",
         message,
         trigger,
         ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False),
