@@ -61,9 +61,13 @@ def canary_start(by: str = "prefect") -> State:
     apply_defaults()
     settings, log = load_settings(), get_run_logger()
     with closing(Ledger(settings.ledger, settings.environment)) as ledger:
-        running = read_release(ledger).canary
-        if running is not None:  # the event that starts this flow may come twice
-            return Completed(name="Running already", message=f"canary {running.canary_id}, {running.status}")
+        release = read_release(ledger)
+        if release.canary is not None:  # the event that starts this flow may come twice
+            message = f"canary {release.canary.canary_id}, {release.canary.status}"
+            return Completed(name="Running already", message=message)
+        if release.champion is None:
+            message = f"{settings.environment} has no champion to compare with: `touchstone promote` makes the first one"
+            return Completed(name="First release", message=message)
         state = start_canary(settings, ledger, by)
         for warning in _deliver(settings, ledger):
             log.warning("%s", warning)
