@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
@@ -20,6 +21,8 @@ from touchstone.errors import TouchstoneError
 from touchstone.routing import Arm, PublishedRelease, route
 
 Environment = Annotated[str, Path(pattern=r"^[\w.-]{1,64}$", description="A release line, such as `production`")]
+_BEGIN_AGAIN_S = 5.0
+_log = logging.getLogger("touchstone")
 _KEEP = "no-cache"  # may be kept, must be asked about: that is what the ETag is for
 
 
@@ -124,14 +127,23 @@ def create_app(releases: Releases, ready: Callable[[], object], hooks: HookDesk 
 def _working(hooks: HookDesk | None) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(hooks.work()) if hooks and hooks.work else None
+        work = asyncio.create_task(_kept_up(hooks.work)) if hooks and hooks.work else None
         yield
         if work is not None:
             work.cancel()
-            with suppress(asyncio.CancelledError):
-                await work
+            await asyncio.wait([work])
 
     return lifespan
+
+
+async def _kept_up(work: Callable[[], Awaitable[object]]) -> None:
+    """Begun again when it fails: webhooks are still acknowledged then, and something has to act on them."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            _log.exception("what runs beside the gateway failed, and begins again in %.0f s", _BEGIN_AGAIN_S)
+        await asyncio.sleep(_BEGIN_AGAIN_S)
 
 
 def _matches(asked: str | None, etag: str) -> bool:

@@ -30,8 +30,8 @@ class HookDesk:
     """What the gateway needs to take webhooks.
 
     `secrets` are of `signatures.read_secrets`. `on_put` is called in the event loop after each webhook that is new and
-    starts something. `work` runs beside the server, from its start until it is cancelled at its end. Without
-    `operator_token` only this machine sees the inbox.
+    starts something. `work` runs beside the server, from its start until it is cancelled at its end; if it
+    fails it is begun again. Without `operator_token` only this machine sees the inbox.
     """
 
     webhooks: Webhooks

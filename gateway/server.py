@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import h11
@@ -16,17 +18,34 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_DEADLINE_S = 5.0
 _MOST_HEADER_BYTES = 16_384
 _MOST_BODY_BYTES = 64 * 1024
-_MOST_AT_ONCE = 512
+_BOUND_THEMSELVES = "/hooks/"  # paths whose bodies are read by who knows how large they may be
+_MOST_CONNECTIONS = 1024
+_FILES_FOR_OTHERS = 128  # databases, the log, what is being opened
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b'Connection: close\r\nContent-Length: 34\r\n\r\n{"error": "too many are connected"}'
+)
+
+Idle = dict["DeadlineProtocol", None]  # connections without a whole request, those that are so for longest first
 
 
 class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose request is not all there in time; uvicorn itself would wait for ever."""
+    """Closes a connection whose request is not all there in time; uvicorn itself would wait for ever.
 
-    _deadline: asyncio.TimerHandle | None = None
+    When there are `most` connections, whoever has been without a whole request for longest gives way to a new one: so
+    slow callers, however many, shut out nobody who sends a request at once.
+    """
+
+    def __init__(self, idle: Idle, most: int, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._idle, self._most = idle, most
+        self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait_for_request()
+        if len(self.connections) > self._most:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -38,30 +57,45 @@ class DeadlineProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._stop_waiting()  # between requests uvicorn's keep-alive time-out counts, until a next one begins
+        self._stop_waiting()
+        if self.conn.their_state is h11.SEND_BODY:  # of a request that was sent before this answer
+            self._wait_for_request()
+        else:  # uvicorn's keep-alive time-out counts, until a next one begins
+            self._idle[self] = None
 
     def _wait_for_request(self) -> None:
         """The clock starts with the first byte and stops with the last of the body, not with every byte."""
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self.transport.abort)
-        else:
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._stop_waiting()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self.transport.abort)
+            self._idle.pop(self, None)
+            self._idle[self] = None
 
     def _stop_waiting(self) -> None:
+        self._idle.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
+    def _make_room(self) -> None:
+        longest = next(iter(self._idle))
+        longest._stop_waiting()
+        if longest is self:  # all others are being answered
+            self.transport.write(_BUSY)
+            self.transport.close()
+        else:
+            longest.transport.abort()
+
 
 class BodyLimit:
-    """413 for a body above the limit, whether its length is told or not."""
+    """413 for a body above the limit, whether its length is told or not; webhooks have their own."""
 
     def __init__(self, app: Any, limit: int = _MOST_BODY_BYTES) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(_BOUND_THEMSELVES):
             await self._app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")
@@ -144,16 +178,29 @@ def _server(app: Any, host: str, port: int, on_ready: Callable[[str], object]) -
             host=host,
             port=port,
             loop="asyncio",
-            http=DeadlineProtocol,
+            http=partial(DeadlineProtocol, {}, _most_connections()),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-            limit_concurrency=_MOST_AT_ONCE,
             timeout_graceful_shutdown=3,
             server_header=False,
-            log_level="warning",
+            log_level="error",  # every malformed request is a warning, and strangers write those
             access_log=False,
         ),
         on_ready,
+    )
+
+
+def _most_connections() -> int:
+    """As many as there are file descriptors for: without one, asyncio stops accepting for a second, for everybody."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_CONNECTIONS + _FILES_FOR_OTHERS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return (
+        _MOST_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else max(16, min(_MOST_CONNECTIONS, soft - _FILES_FOR_OTHERS))
     )
 
 
