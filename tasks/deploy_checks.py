@@ -95,7 +95,7 @@ def _check_parameters(entry: Entry) -> None:
         _check_given(entry, place, trigger.parameters, whole=trigger.enabled)
 
 
-def _check_given(entry: Entry, place: Callable[[], str], given: Mapping[str, Any], *, whole: bool = False) -> None:
+def _check_given(entry: Entry, place: Callable[..., str], given: Mapping[str, Any], *, whole: bool = False) -> None:
     """Names and types; `whole`: it runs by itself so, and nothing may be missing."""
     from prefect.utilities.schema_tools.validation import validate
 
@@ -103,12 +103,12 @@ def _check_given(entry: Entry, place: Callable[[], str], given: Mapping[str, Any
     for name, value in given.items():
         if name not in properties:
             raise BadInput(
-                f"{place()}: {entry.flow.name} has no parameter {name!r}; it has {', '.join(properties) or 'none'}"
+                f"{place(name)}: {entry.flow.name} has no parameter {name!r}; it has {', '.join(properties) or 'none'}"
             )
         if not _is_template(value):
             problems = validate({name: value}, entry.schema, ignore_required=True)
             if problems:
-                raise BadInput(f"{place()}: {name}: {problems[0].message}")
+                raise BadInput(f"{place(name)}: {problems[0].message}")
     missing = set(entry.schema.get("required", ())) - given.keys() - entry.deployment.parameters.keys()
     if whole and missing:
         raise BadInput(
@@ -138,8 +138,8 @@ def _check_environment(entry: Entry, environment: str) -> None:
                 )
 
 
-def _rule_place(root: Path, number: int, field: str) -> str:
+def _rule_place(root: Path, number: int, *field: str) -> str:
     file = root / "touchstone.yaml"
     if not file.is_file():
-        return f"TOUCHSTONE_WEBHOOKS: field rules.{number}.{field}"
-    return place_in(file, "webhooks", "rules", number, field)
+        return f"TOUCHSTONE_WEBHOOKS: field rules.{number}.{'.'.join(field)}"
+    return place_in(file, "webhooks", "rules", number, *field)

@@ -31,6 +31,8 @@ COMPLETED, ARMED = "touchstone.eval.completed", "touchstone.suite.armed"
 RESUMED = " (resumed)"  # ends the name of a flow run that resumes a crashed one
 SOURCE = "prefect"  # of webhooks.sources: where the gateway hears of Prefect
 _BLOCK = "touchstone-gateway"
+_WAITS = "promotion"  # the flow that is suspended until people answer
+_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _LEAST_S = 10  # the shortest silence that Prefect watches
 _HEARTBEATS_MISSED = timedelta(seconds=120)  # of one every 30 s
 
@@ -135,20 +137,16 @@ def _crashed(block: UUID) -> list[AutomationCore]:
         _automation(
             f"{TELLS}when a flow run crashed",
             "A run of ours was killed, or its worker is gone.",
-            _crash({}, {"prefect.resource.role": "flow", "prefect.resource.name": f"!{GOLDEN_EVAL}"}),
+            _crash({}, f"!{GOLDEN_EVAL}"),
             action,
         ),
         _automation(
             f"{TELLS}when a resumed golden eval crashed again",
             "It is not resumed a second time.",
-            _crash({"prefect.resource.name": f"*{RESUMED}"}, _GOLDEN_EVAL),
+            _crash({"prefect.resource.name": f"*{RESUMED}"}, GOLDEN_EVAL),
             action,
         ),
     ]
-
-
-_GOLDEN_EVAL = {"prefect.resource.role": "flow", "prefect.resource.name": GOLDEN_EVAL}
-_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 
 
 def _resume() -> AutomationCore:
@@ -158,7 +156,7 @@ def _resume() -> AutomationCore:
     return _automation(
         f"{PREFIX}resume a crashed golden eval",
         "Once: finished calls are not paid for again.",
-        _crash({"prefect.resource.name": f"!*{RESUMED}"}, _GOLDEN_EVAL),
+        _crash({"prefect.resource.name": f"!*{RESUMED}"}, GOLDEN_EVAL),
         RunDeployment(
             source="inferred",
             deployment_id=None,
@@ -169,14 +167,17 @@ def _resume() -> AutomationCore:
 
 
 def _worker_gone() -> AutomationCore:
-    """Runs of deployments send a heartbeat; whatever else a run says of itself ends the wait for the next one."""
+    """Runs of deployments send a heartbeat; whatever else a run says of itself ends the wait for the next one.
+
+    A promotion that waits for people has no process, and its last heartbeat may come after it was suspended.
+    """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
 
     trigger = {
         "posture": "Proactive",
         "match": {"prefect.resource.id": "prefect.flow-run.*"},
-        "match_related": [_OURS],
+        "match_related": [_flow(f"!{_WAITS}"), _OURS],
         "after": {"prefect.flow-run.heartbeat"},
         "expect": {"prefect.flow-run.*"},
         "for_each": {"prefect.resource.id"},
@@ -192,14 +193,19 @@ def _worker_gone() -> AutomationCore:
     )
 
 
-def _crash(match: dict[str, str], flow: dict[str, str]) -> dict[str, Any]:
+def _crash(match: dict[str, str], flow: str) -> dict[str, Any]:
     return {
         "match": {"prefect.resource.id": "prefect.flow-run.*", **match},
-        "match_related": [flow, _OURS],
+        "match_related": [_flow(flow), _OURS],
         "expect": {"prefect.flow-run.Crashed"},
         "for_each": {"prefect.resource.id"},
         "within": timedelta(seconds=120),  # a run is said to have crashed by its worker, and by its missing heartbeat
     }
+
+
+def _flow(name: str) -> dict[str, str]:
+    """Of runs of a flow; with `!`, of all others."""
+    return {"prefect.resource.role": "flow", "prefect.resource.name": name}
 
 
 def _call(block: UUID, alarm: str, data: str) -> Any:
