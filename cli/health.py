@@ -77,6 +77,7 @@ def find_checks() -> Iterator[Check]:
     yield from project
     if all(check.level != "fail" for check in project):  # else the stores would be made in a folder that is none
         yield from _stores()
+        yield _privacy()
     yield from _vendors()
 
 
@@ -157,6 +158,21 @@ def _stores() -> Iterator[Check]:
         yield _address("prefect server", api, "start it, or unset PREFECT_API_URL to run without a server")
     else:
         yield Check("prefect server", "ok", "no PREFECT_API_URL: `eval run` works without a Prefect server")
+
+
+def _privacy() -> Check:
+    from tasks.loading import load_settings
+    from tasks.names import name_scrubber, names_covered
+    from touchstone.errors import BadInput
+    from touchstone.privacy import privacy_notice
+
+    settings = load_settings()
+    notice = privacy_notice(names_covered(settings))
+    try:
+        name_scrubber(settings)
+    except BadInput as error:
+        return Check("privacy", "fail", notice, str(error))
+    return Check("privacy", "ok", notice)
 
 
 def _outbox(settings: Settings, ledger: Ledger) -> Iterator[Check]:

@@ -115,6 +115,8 @@ def count_progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]
 
 def print_report(report: EvalReport) -> None:
     """The verdict, the metrics with their denominators, and what they cost."""
+    from touchstone.report import personal_data
+
     style = STYLES[report.verdict]
     direction = f", {report.direction}" if report.direction else ""
     provisional = " [dim](provisional baseline)[/dim]" if report.provisional else ""
@@ -123,6 +125,8 @@ def print_report(report: EvalReport) -> None:
     scored = f"{report.n_scored} of {report.n_cases} cases scored"
     failed = "".join(f"; {count} {kind}" for kind, count in report.failures.items())
     out.print(f"{scored}{failed}. {_spent(report)}")
+    if found := personal_data(report):
+        out.print(f"personal data in the answers, scrubbed before they were stored: {found}")
     for kind, example in report.failure_examples.items():
         out.print(f"  [dim]{kind}[/dim] {escape(example)}")
     if report.mlflow_url:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.environment import apply_defaults
 from tasks.prefect_sinks import acreate_markdown_artifact, emit_event
-from touchstone.report import EvalReport, MetricSummary
+from touchstone.report import EvalReport, MetricSummary, personal_data
 
 
 def emit_events(report: EvalReport, bundle: str, dataset: str) -> None:
@@ -73,6 +73,8 @@ def markdown(report: EvalReport) -> str:
     ]
     lines += [_row(name, summary, report) for name, summary in report.metrics.items()]
     lines += ["", f"{report.n_scored} of {report.n_cases} cases scored. {_failures(report)}{_spent(report)}"]
+    if found := personal_data(report):
+        lines += ["", f"Personal data in the answers, scrubbed before they were stored: {found}."]
     if report.mlflow_url:
         compare = f" · [Compare with the run before]({report.mlflow_compare_url})" if report.mlflow_compare_url else ""
         lines += ["", f"[Open the run in MLflow]({report.mlflow_url}){compare}"]

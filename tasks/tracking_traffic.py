@@ -10,11 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.failover import Attempt
+from tasks.names import name_scrubber
 from tasks.retrieval_log import log_retrieval, used_chunks
 from tasks.tracking_address import TrackingUnavailable, connected
 from tasks.tracking_experiment import ensure_experiment, traffic_experiment
@@ -133,12 +134,20 @@ def _scrubbed_failure(failure: Failure | None) -> Failure | None:
     return failure and failure.model_copy(update={"reason": clean(failure.reason)})
 
 
+def _without_names(live: LiveAnswer, hide: Callable[[str], str]) -> LiveAnswer:
+    failure = live.failure and live.failure.model_copy(update={"reason": hide(live.failure.reason)})
+    retrieval = live.retrieval and scrubbed_retrieval(live.retrieval, hide)
+    answer = live.answer and hide(live.answer)
+    return replace(live, question=hide(live.question), answer=answer, retrieval=retrieval, failure=failure)
+
+
 class TrafficSender:
     """Sends answers from a thread of its own. A full queue drops and counts: an answer never waits for MLflow."""
 
     def __init__(self, settings: Settings, *, capacity: int = 2000, retry_s: float = 2.0) -> None:
         self._settings = settings
         self._retry_s = retry_s
+        self._hide_names = name_scrubber(settings)
         self._queue: queue.Queue[LiveAnswer] = queue.Queue(capacity)
         self._closing = threading.Event()
         self._sent, self._dropped, self._in_hand = 0, 0, 0
@@ -182,6 +191,8 @@ class TrafficSender:
     def _run(self) -> None:
         for batch in self._batches():
             self._in_hand = len(batch)
+            if self._settings.privacy.names:
+                batch = [_without_names(live, self._hide_names) for live in batch]
             self._log(batch)
             if self._send(batch):
                 self._sent += len(batch)
@@ -257,7 +268,7 @@ class TrafficSender:
                     retrieval,
                     config=live.retrieval_config,
                     bundle=live.bundle,
-                    segment=live.segment,
+                    segment=live.segment and scrub(live.segment),
                     used_chunk_ids=used_chunks(live.answer or "", live.retrieval.chunks),
                 )
             except OSError as error:

@@ -73,6 +73,11 @@ class EvalReport(_Record):
     mlflow_compare_url: str | None = None
 
 
+def personal_data(report: EvalReport) -> str:
+    """Such as `3 email, 1 phone`; empty: none was found in the answers."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(report.pii.items()))
+
+
 def summarise(run_key: str, results: Sequence[CaseResult], specs: Sequence[MetricSpec], wall_s: float) -> EvalReport:
     """The report without its verdict, from all trials of all cases."""
     by_case: dict[str, list[CaseResult]] = defaultdict(list)

@@ -128,3 +128,14 @@ def test_keys_are_said_to_be_present_and_never_shown(project: Project, touchston
     assert "OPENAI_API_KEY" in keys.partition("absent:")[0]
     assert "ANTHROPIC_API_KEY" in keys.partition("absent:")[2]
     assert "abcdefgh" not in str(report)
+
+
+def test_what_is_not_scrubbed_is_said_and_names_that_cannot_be_are_exit_code_1(
+    project: Project, touchstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, report = touchstone("doctor", "--json")
+    assert "NOT covered: names of people" in found(report, "privacy")["found"]
+    monkeypatch.setenv("TOUCHSTONE_PRIVACY", '{"names": true, "spacy_model": "en_core_web_none"}')
+    code, report = touchstone("doctor", "--json")
+    assert (code, found(report, "privacy")["level"]) == (1, "fail")
+    assert "privacy.names" in found(report, "privacy")["fix"]
