@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal
 from zoneinfo import available_timezones
 
@@ -37,7 +38,7 @@ class Schedule(_Closed):
     @field_validator("timezone")
     @classmethod
     def exists(cls, timezone: str) -> str:
-        if timezone not in available_timezones():
+        if timezone not in _time_zones():
             raise ValueError(f"{timezone!r} is not a time zone such as Europe/Berlin or UTC")
         return timezone
 
@@ -173,3 +174,9 @@ def _is_cron(cron: str) -> bool:
     except CronSimError:
         return False
     return len(cron.split()) == 5
+
+
+@cache
+def _time_zones() -> set[str]:
+    """Reads a folder of hundreds of files."""
+    return available_timezones()
