@@ -25,6 +25,7 @@ from cli import (
     gate,
     gateway,
     health,
+    hooks,
     housekeeping,
     index,
     labels,
@@ -55,6 +56,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarms.app, name="alarms")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(hooks.app, name="hooks")
 app.command("gate")(gate.gate)
 app.add_typer(release.app, name="release")
 app.command("approve")(release.approve)
