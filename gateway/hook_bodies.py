@@ -11,6 +11,8 @@ from gateway.signatures import Refused
 
 MOST_BYTES_HELD = 16 * 1024 * 1024  # of bodies of all webhooks that are being read or kept
 
+_MOST_DISCARDED = 4 * 1024 * 1024  # who is cut off while he sends does not read why
+
 
 class Budget:
     """Bytes of bodies in memory, in one event loop."""
@@ -48,21 +50,22 @@ class Lease:
 
 async def read_body(request: Request, most: int, lease: Lease) -> bytes:
     """Raises Refused: 413, 429 while others hold too much, 408 when the sender went away before the end."""
-    if int(request.headers.get("content-length", "0")) > most:  # h11 has checked that it is a number
-        raise _too_large(most)
+    told = int(request.headers.get("content-length", "0"))  # h11 has checked that it is a number
+    if told > most:
+        raise _too_large(most, closes=told > _MOST_DISCARDED)
     chunks, seen = [], 0
     try:
         async for chunk in request.stream():
             seen += len(chunk)
             if seen > most:
-                raise _too_large(most)
+                raise _too_large(most, closes=True)
             if not lease.take(len(chunk)):
-                raise Refused(429, "busy", "too many webhooks are on their way at once; send it again")
+                raise Refused(429, "busy", "too many webhooks are on their way at once; send it again", closes=True)
             chunks.append(chunk)
     except ClientDisconnect:
-        raise Refused(408, "slow", "the body did not come in time") from None
+        raise Refused(408, "slow", "the body did not come in time", closes=True) from None
     return b"".join(chunks)
 
 
-def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"the body is larger than {most} bytes (webhooks.max_body_kb)")
+def _too_large(most: int, *, closes: bool) -> Refused:
+    return Refused(413, "too_large", f"the body is larger than {most} bytes (webhooks.max_body_kb)", closes=closes)

@@ -16,6 +16,7 @@ from touchstone.webhooks import Action, Hook, Webhooks, hook_id, plan_actions
 
 _EVENT = re.compile(r"[\x20-\x7e]{0,128}")
 _ALARM = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_PLAIN = re.compile(r"[A-Za-z_.-]{0,11}|[0-9a-f]{40}|[0-9a-f]{64}")  # nothing is found there: most strings are such
 _MOST_DEEP = 32  # of what is kept; stores and Prefect give up at various depths
 _MOST_INTEGER = 2**63
 
@@ -109,6 +110,8 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 
 def _text(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text
     if not text.isascii():
         text = text.encode(errors="replace").decode()  # half a surrogate pair is JSON, but no UTF-8
     return scrub(redact_secrets(text.replace("\0", "")))

@@ -7,7 +7,7 @@ import errno
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
+            _give_memory_back()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -202,6 +203,16 @@ def _most_connections() -> int:
         if soft == resource.RLIM_INFINITY
         else max(16, min(_MOST_CONNECTIONS, soft - _FILES_FOR_OTHERS))
     )
+
+
+def _give_memory_back() -> None:
+    """What was needed to import and to build models; glibc would keep it for ever."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another libc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _check_free(host: str, port: int) -> None:

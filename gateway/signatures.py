@@ -31,11 +31,14 @@ class Verified:
 
 
 class Refused(Exception):
-    """A webhook that is not taken; `reason` is one of few words, for metrics, and `error` is for the sender."""
+    """A webhook that is not taken; `reason` is one of few words, for metrics, and `error` is for the sender.
 
-    def __init__(self, status: int, reason: str, error: str) -> None:
+    `closes`: what is left of the body is not waited for.
+    """
+
+    def __init__(self, status: int, reason: str, error: str, *, closes: bool = False) -> None:
         super().__init__(error)
-        self.status, self.reason, self.error = status, reason, error
+        self.status, self.reason, self.error, self.closes = status, reason, error, closes
 
 
 def read_secrets(webhooks: Webhooks, environment: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
