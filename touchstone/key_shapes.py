@@ -27,7 +27,8 @@ _AFTER_PREFIX = (  # prefix and what follows it; the issuers publish these so th
 KEY_SHAPES = (
     rf"(?<![\w-])(?:{'|'.join(_AFTER_PREFIX)})"
     r"|-----BEGIN (?:[A-Z0-9]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[^-]{1,8000}-----END (?:[A-Z0-9]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----)?"
+    r"(?:[^-]{1,8000}-----END (?:[A-Z0-9]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:\s{0,4}[A-Za-z0-9+/=]{16,100}){1,200})?"  # cut off before its end
 )
 _KEY = re.compile(KEY_SHAPES)
 # Most texts have none of these, and are done with at once.

@@ -144,6 +144,7 @@ MORE_UNITS = (
     "SSN",
     "sk-",
     "-----BEGIN PRIVATE KEY-----a",
+    "-----BEGIN PRIVATE KEY-----\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n",
     "a@b.co ",
 )
 
@@ -156,7 +157,9 @@ def test_the_time_is_linear_in_the_text(unit: str) -> None:
     assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize("around", ["{}", "The key is {}, keep it.", "first\n{}\nlast", "first\\n{}\\nlast", '{{"answer": "{}"}}'])
+@pytest.mark.parametrize(
+    "around", ["{}", "The key is {}, keep it.", "first\n{}\nlast", "first\\n{}\\nlast", '{{"answer": "{}"}}']
+)
 def test_secrets_of_every_planted_format_are_found_wherever_they_stand(around: str) -> None:
     for seed in range(10):
         for name, (text, secret) in planted(f"{seed}").items():
@@ -174,6 +177,10 @@ def test_recall_on_identifiers_made_from_their_standards(kind: str, least: float
 def test_what_the_golden_case_says_itself_is_left_but_for_keys() -> None:
     text = f"Write to help@acme.example or jo@acme.example, key sk-{TOKEN}"
     assert scrub(text, f"help@acme.example sk-{TOKEN}") == "Write to help@acme.example or [email], key [key]"
+
+
+def test_a_private_key_that_is_cut_off_goes_too() -> None:
+    assert scrub(f"-----BEGIN RSA {'PRIVATE'} KEY-----\n{TOKEN}\n{TOKEN}") == "[key]"
 
 
 def test_a_bearer_token_goes_with_its_header() -> None:

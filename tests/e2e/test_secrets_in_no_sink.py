@@ -64,11 +64,17 @@ def vendor(tmp_path: Path) -> Iterator[VendorControl]:
 def _answered() -> list[tuple[dict[str, Any], str]]:
     """Cases with what the vendor says to each."""
     found = []
-    for number, (text, _) in enumerate(ANSWERS.values()):
+    for number, text in enumerate(_by_four(ANSWERS)):
         question = f"How do I open door {number}?"
         case = {"id": f"door-{number}", "question": question, "expect": {"contains": ["9"]}, "segment": "answered"}
         found.append((case, f"Door {number} opens at 9. Use this:\n{text}\nand call 020 7946 0958."))
     return found
+
+
+def _by_four(secrets: Mapping[str, tuple[str, str]], before: str = "") -> list[str]:
+    """Four to a text, each begun by `before`."""
+    texts = [f"{before}{text}\n" for text, _ in secrets.values()]
+    return ["\n".join(texts[start : start + 4]) for start in range(0, len(texts), 4)]
 
 
 def _refused() -> list[dict[str, Any]]:
@@ -104,9 +110,9 @@ def test_no_planted_secret_is_stored_anywhere(
     seen = []
 
     code, report = touchstone("eval", "run", "--bundle", "leaky", "--dataset", everything, "--prefect", "--json")
-    assert (code, report["n_scored"], report["n_failed"]) == (0, len(ANSWERS), len(ERRORS))
+    assert (code, report["n_scored"], report["n_failed"]) == (0, len(said), len(ERRORS))
     assert report["pii"]["key"] >= len(ANSWERS)
-    assert report["pii"]["phone"] == len(ANSWERS)
+    assert report["pii"]["phone"] == len(said)
     seen.append(json.dumps(report))
 
     junit = ("--junit", str(project.root / "gate.xml"), "--github")
@@ -132,6 +138,7 @@ def test_no_planted_secret_is_stored_anywhere(
         "summary.md",
     ):
         assert place in places, f"nothing was written to {place}"
+    assert b"pii/phone" in stored["mlflow.db as text"]
     assert _found(stored) == {}
     _see_that_the_search_would_find_them(stored)
 
@@ -159,8 +166,8 @@ def _release(touchstone: Callable[..., tuple[int, Any]]) -> None:
 
 
 def _retrieve(project: Project, vendor: VendorControl, touchstone: Callable[..., tuple[int, Any]]) -> None:
-    for number, (text, _) in enumerate(DOCUMENTS.values()):
-        project.write(f"vault/room-{number}.md", f"# Room {number}\n\nThe lock of room {number} takes {text}\n")
+    for number, text in enumerate(_by_four(DOCUMENTS, "The lock of the room takes ")):
+        project.write(f"vault/room-{number}.md", f"# Room {number}\n\n{text}")
     fields = {
         "name": "vault",
         "version": "1.0.0",
@@ -177,12 +184,12 @@ def _retrieve(project: Project, vendor: VendorControl, touchstone: Callable[...,
             "question": f"What does the lock of room {number} take?",
             "expect": {"contains": ["x"]},
         }
-        for number in range(len(DOCUMENTS))
+        for number in range(len(_by_four(DOCUMENTS)))
     ]
     dataset = project.golden_set("rooms", cases)
     _, report = touchstone("eval", "run", "--bundle", "keeper", "--dataset", dataset, "--no-prefect", "--json")
     assert report["n_failed"] == 0
-    assert report["pii"]["key"] > 10, "the answers quote the documents"
+    assert report["pii"]["key"] > 5, "the answers quote the documents"
 
 
 def _send_traffic() -> None:
@@ -289,6 +296,6 @@ def _found(stored: Mapping[str, bytes]) -> dict[str, list[str]]:
 def _see_that_the_search_would_find_them(stored: Mapping[str, bytes]) -> None:
     """The texts around them are there: the secrets went all the way."""
     whole = b"\n".join(content for place, content in stored.items() if place.startswith((".touchstone", "ledger")))
-    assert len(re.findall(rb"Door \d+ opens at 9\. Use this:", whole)) > len(ANSWERS)
+    assert len(re.findall(rb"Door \d+ opens at 9\. Use this:", whole)) > 40
     assert _found({"one": next(iter(PLANTED.values())).encode()})
     assert logging.getLogRecordFactory() is not logging.LogRecord
