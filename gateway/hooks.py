@@ -77,8 +77,8 @@ def add_receiving(app: FastAPI, desk: HookDesk, metrics: GatewayMetrics) -> None
         finally:
             metrics.count(label, outcome, time.perf_counter() - started, reason)
 
+    app.router.routes.append(Route("/hooks/{source}", receive, methods=["POST"]))
     app.post("/hooks/{source}", status_code=202, response_model=Receipt, **RECEIVE)(receive)
-    app.router.routes.insert(0, Route("/hooks/{source}", receive, methods=["POST"]))
 
 
 _HEADERS = {401: {"WWW-Authenticate": "Signature"}, 429: {"Retry-After": "1"}}
