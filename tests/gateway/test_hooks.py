@@ -216,3 +216,29 @@ def test_an_inbox_that_cannot_be_written_is_a_503_to_come_again(tmp_path_factory
         with sqlite3.connect(path) as connection:
             connection.execute("ALTER TABLE away RENAME TO webhooks")
         assert site.post("github", body).status_code == 202
+
+
+def test_what_mlflow_itself_sends_is_accepted(site: HookSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    from mlflow.entities.webhook import Webhook, WebhookEvent, WebhookStatus
+    from mlflow.webhooks import delivery
+
+    event: Any = WebhookEvent.from_str("prompt_version.created")  # type: ignore[arg-type]
+    webhook = Webhook(
+        "1",
+        "touchstone",
+        f"{site.url}/hooks/mlflow",
+        [event],
+        0,
+        0,
+        None,
+        WebhookStatus.ACTIVE,
+        SECRETS["MLFLOW_SECRET"],
+    )
+    result = delivery.test_webhook(webhook, event)
+    assert (result.success, result.response_status) == (True, 202), result
+    row = next(
+        row for row in site.inbox.listed(source="mlflow") if row.hook.id == json.loads(str(result.response_body))["id"]
+    )
+    assert row.hook.event == "prompt_version.created"
