@@ -15,9 +15,9 @@ from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Action, Hook
 
 GIVEN_UP_AFTER_S = 24 * 3600.0  # a trigger of yesterday does more harm than good
-LONGEST_PAUSE_S = 30.0  # so that all is delivered soon after an outage
+LONGEST_PAUSE_S = 10.0  # so that all is delivered soon after an outage
 _LOOK_EVERY_S = 1.0  # for what other gateways, or `touchstone hooks retry`, left to be done
-_AT_ONCE = 16
+_AT_ONCE = 4  # Prefect on SQLite refuses more than it speeds up
 _log = logging.getLogger("touchstone")
 
 
@@ -135,8 +135,10 @@ class Dispatcher:
             return
         due_at = time.time() + _pause(row.attempts)
         if away:
-            self._paused_until = due_at = max(self._paused_until, time.time() + _pause(self._away_in_a_row))
-            self._away_in_a_row += 1
+            if time.time() >= self._paused_until:  # once for all that were under way
+                self._paused_until = time.time() + _pause(self._away_in_a_row)
+                self._away_in_a_row += 1
+            due_at = self._paused_until
         _log.warning("webhook %s waits %.0f s: %s", row.hook.id, due_at - time.time(), why)
         await asyncio.to_thread(self._store.postpone, row.hook.id, due_at, outcomes)
 

@@ -5,6 +5,8 @@ Every refusal is told from a server that is away: what was refused is not tried 
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Mapping
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -16,7 +18,8 @@ from touchstone.errors import BadInput, TouchstoneError
 from touchstone.privacy import redact_secrets
 
 TIMEOUT_S = 10.0
-_BUSY = {408, 425, 429}  # and every 5xx: SQLite behind Prefect answers 503 when it is locked
+_BUSY = {408, 425, 429}  # and every 5xx: Prefect on SQLite answers 503 when two write at once
+_TRIES = 8  # while it is busy: some 4 s
 
 
 class PrefectAway(TouchstoneError):
@@ -71,12 +74,16 @@ class PrefectApi:
         return self._deployments[deployment]
 
     async def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        try:
-            answer = await self._http.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise PrefectAway(f"Prefect does not answer: {type(error).__name__}") from None
-        if answer.status_code >= 500 or answer.status_code in _BUSY:
-            raise PrefectAway(f"Prefect answers {answer.status_code}")
+        for attempt in range(1, _TRIES + 1):
+            try:
+                answer = await self._http.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                raise PrefectAway(f"Prefect does not answer: {type(error).__name__}") from None
+            if answer.status_code < 500 and answer.status_code not in _BUSY:
+                break
+            if attempt == _TRIES:
+                raise PrefectAway(f"Prefect answers {answer.status_code}")
+            await asyncio.sleep(random.uniform(0.5, 1.5) * 0.015 * 2**attempt)  # apart, or those who met meet again
         if answer.status_code in {401, 403}:  # people mend this without sending the webhook again
             raise PrefectAway(f"Prefect answers {answer.status_code}: check PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
         return answer
