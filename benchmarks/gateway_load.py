@@ -1,6 +1,6 @@
 """Webhooks per second that the gateway takes and keeps, and whether it lives under huge bodies and slow sockets.
 
-python -m benchmarks.gateway_load [--seconds 60] [--rate 550] [--connections 32]
+python -m benchmarks.gateway_load [--seconds 60] [--rate 500] [--connections 32]
 
 The gateway is `touchstone gateway serve` as users run it, with its SQLite inbox on disk; Prefect is away, so that all
 that it takes waits there. The client paces itself: the latency of a webhook counts from the moment at which
@@ -305,7 +305,7 @@ async def _measure(options: argparse.Namespace, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--rate", type=float, default=550)
+    parser.add_argument("--rate", type=float, default=500)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--slow", type=int, default=1000)
     parser.add_argument("--serve-bare", action="store_true", help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ HEADER_DEADLINE_S = 5.0
 _MOST_HEADER_BYTES = 16_384
 _MOST_BODY_BYTES = 64 * 1024
 _BOUND_THEMSELVES = "/hooks/"  # paths whose bodies are read by who knows how large they may be
-_MOST_CONNECTIONS = 1024
+_MOST_CONNECTIONS = 512
 _FILES_FOR_OTHERS = 128  # databases, the log, what is being opened
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
