@@ -19,8 +19,9 @@ HEADER_DEADLINE_S = 5.0
 _MOST_HEADER_BYTES = 16_384
 _MOST_BODY_BYTES = 64 * 1024
 _BOUND_THEMSELVES = "/hooks/"  # paths whose bodies are read by who knows how large they may be
-_MOST_CONNECTIONS = 512
+_MOST_CONNECTIONS = 1024
 _FILES_FOR_OTHERS = 128  # databases, the log, what is being opened
+_ARENA_MAX, _TRIM_THRESHOLD = -8, -1  # of malloc.h
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
     b'Connection: close\r\nContent-Length: 34\r\n\r\n{"error": "too many are connected"}'
@@ -137,7 +138,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            _give_memory_back()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -145,7 +145,13 @@ class _Server(uvicorn.Server):
 def serve(app: Any, host: str, port: int, on_ready: Callable[[str], object]) -> None:
     """Serve until SIGINT or SIGTERM; `on_ready` gets the address once the port listens. Raises OSError."""
     _check_free(host, port)
-    _server(app, host, port, on_ready).run()
+    _one_heap()
+
+    def ready(url: str) -> None:
+        _give_memory_back()
+        on_ready(url)
+
+    _server(app, host, port, ready).run()
 
 
 @contextmanager
@@ -205,13 +211,23 @@ def _most_connections() -> int:
     )
 
 
+def _one_heap() -> None:
+    """Before there are threads: glibc would give each a heap of its own, and give little of them back."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_ARENA_MAX, 1)
+        libc.mallopt(_TRIM_THRESHOLD, 128 * 1024)
+
+
 def _give_memory_back() -> None:
-    """What was needed to import and to build models; glibc would keep it for ever."""
+    """What was needed to import and to build models."""
     import ctypes
     import gc
 
     gc.collect()
-    with suppress(OSError, AttributeError):  # another libc
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
