@@ -1,8 +1,8 @@
 """kill -9 of the gateway, again and again under load: is a webhook that was acknowledged ever lost, or run twice?
 
-python -m benchmarks.gateway_kills [--kills 200] [--rate 15]
+python -m benchmarks.gateway_kills [--kills 200] [--rate 15] [--database URL]
 
-Prefect is real, on SQLite, with a deployment that no worker runs. Limits: 0 lost, 0 twice.
+Prefect is real, on SQLite or PostgreSQL, with a deployment that no worker runs. Limits: 0 lost, 0 twice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--rate", type=float, default=15, help="webhooks a second")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--database", default="", help="an empty PostgreSQL for Prefect, postgresql+asyncpg://...")
     given = parser.parse_args()
     chance, began = random.Random(given.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        site = Site(Path(folder))
+        site = Site(Path(folder), given.database)
         site.start()
         sender = Sender(site, given.rate)
         sender.start()

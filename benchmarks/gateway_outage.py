@@ -1,10 +1,10 @@
 """From a webhook's acknowledgement to its flow run: with Prefect up, and after an outage of it.
 
-python -m benchmarks.gateway_outage [--seconds 60] [--outage 60] [--rate 5]
+python -m benchmarks.gateway_outage [--seconds 60] [--outage 60] [--rate 5] [--database URL]
 
-Prefect is real, on SQLite, with a deployment that no worker runs. The outage stands for ten minutes: pauses between
-attempts have reached their longest, 10 s, in either. Limits: p95 1 s with Prefect up; after the outage all are
-delivered, each once.
+Prefect is real, on SQLite or PostgreSQL, with a deployment that no worker runs. The outage stands for ten minutes:
+pauses between attempts have reached their longest, 10 s, in either. Limits: p95 1 s with Prefect up; after the outage
+all are delivered, each once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of webhooks with Prefect up")
     parser.add_argument("--outage", type=float, default=60, help="seconds")
     parser.add_argument("--rate", type=float, default=5, help="webhooks a second")
+    parser.add_argument("--database", default="", help="an empty PostgreSQL for Prefect, postgresql+asyncpg://...")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        site = Site(Path(folder))
+        site = Site(Path(folder), given.database)
         site.start()
         try:
             _up(site, given.rate, given.seconds)

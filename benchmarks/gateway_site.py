@@ -52,9 +52,12 @@ class Server:
 
 
 class Site:
-    """Prefect and the gateway, each a process of its own, on a folder of their own."""
+    """Prefect and the gateway, each a process of its own, on a folder of their own.
 
-    def __init__(self, folder: Path) -> None:
+    `database`: an empty one for Prefect, as postgresql+asyncpg://USER@HOST/NAME; else SQLite.
+    """
+
+    def __init__(self, folder: Path, database: str = "") -> None:
         self.folder, ports = folder, (free_port(), free_port())
         self.api, self.url = (f"http://127.0.0.1:{port}" for port in ports)
         self.api += "/api"
@@ -63,6 +66,8 @@ class Site:
         )
         (folder / "prefect.yaml").write_text("name: soak\ndeployments: []\n")
         home = {"PREFECT_HOME": str(folder / "prefect"), "SOAK_SECRET": SECRET}
+        if database:
+            home["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         server = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0])]
         self.prefect = Server(server, f"{self.api}/health", folder, home)
         gateway = ["-m", "cli.main", "gateway", "serve", "--port", str(ports[1])]
