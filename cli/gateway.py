@@ -39,10 +39,13 @@ def serve(
     from gateway.server import serve as serve_app
     from tasks.inbox import WebhookInbox
     from tasks.loading import load_settings
+    from tasks.names import names_covered
     from tasks.published import PublishedReleases
     from touchstone.errors import BadInput
+    from touchstone.privacy import privacy_notice
 
     settings = load_settings()
+    log.info("%s", privacy_notice(names_covered(settings)))
     with ExitStack() as opened:
         published = opened.enter_context(closing(PublishedReleases(settings)))
         published.newest(settings.environment)  # a ledger that cannot be read is said now, not to every app
