@@ -27,6 +27,7 @@ from touchstone.webhooks import Hook
 
 LEASE_S = 60.0
 _MOST_AT_ONCE = 256  # rows per transaction
+_GATHER_S = 0.002  # that the first of them waits for more: they share its fsync
 _MOST_WAITING = 4096  # that may queue for the writer before callers are told to come again
 
 _METADATA = sa.MetaData()
@@ -177,6 +178,7 @@ class WebhookInbox:
         """The one writer: all that has queued goes into one transaction, so that its fsync is shared."""
         while (first := self._puts.get()) is not None:
             batch: list[_Put] = [first]
+            time.sleep(_GATHER_S)
             while len(batch) < _MOST_AT_ONCE:
                 try:
                     following = self._puts.get_nowait()

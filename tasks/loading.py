@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,10 +15,12 @@ from touchstone.bundle import Bundle, InlinePrompt
 from touchstone.cases import GoldenCase, dataset_digest
 from touchstone.deployments import Deployments
 from touchstone.errors import BadInput
-from touchstone.policy import Policy
 from touchstone.prompts import Prompt
 from touchstone.retrieval_config import RetrievalConfig
 from touchstone.settings import Settings
+
+if TYPE_CHECKING:
+    from touchstone.policy import Policy
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -70,6 +72,8 @@ def load_golden_set(root: Path, name: str, policy: str | None = None) -> GoldenS
     cases = tuple(_read_cases(path))
     if not cases:
         raise BadInput(f"{path}: the golden set is empty; add one JSON object per line with id and question")
+    from touchstone.policy import Policy  # here: the gateway, which reads none, has 100 MB
+
     policy_path = _policy_path(root, path.parent, policy)
     loaded = load_yaml(policy_path, Policy) if policy_path else Policy()
     return GoldenSet(path.parent.resolve().name, path.parent, cases, loaded, policy_path)
