@@ -42,7 +42,8 @@ def clean_folders(settings: Settings, now: datetime, dry_run: bool) -> list[Clea
         "attributions": {},
         "builds": unpublished_builds | needed.builds,
     }
-    return [_clean(settings, kind, stays, limit, days, dry_run) for kind, stays in kinds.items()]
+    folders = [_clean(settings, kind, stays, limit, days, dry_run) for kind, stays in kinds.items()]
+    return [*folders, _clean_takeovers(settings, limit, days, dry_run)]
 
 
 def clean_retrieval_log(settings: Settings, now: datetime, dry_run: bool) -> list[Cleaned]:
@@ -97,6 +98,16 @@ def _clean(
         needed=dict(needed),
         error="; ".join(errors[:3]),
     )
+
+
+def _clean_takeovers(settings: Settings, limit: datetime, days: int, dry_run: bool) -> Cleaned:
+    """Marks of crashed flow runs that were resumed: their spools are gone by then."""
+    files = [file for file in (settings.state / "taken_over").glob("*") if file.is_file()]
+    old = [file for file in files if datetime.fromtimestamp(file.stat().st_mtime, UTC) < limit]
+    freed = sum(file.stat().st_size for file in old)
+    for file in old if not dry_run else ():
+        file.unlink(missing_ok=True)
+    return Cleaned(what="crashes", days=days, kept=len(files) - len(old), removed=len(old), bytes_freed=freed)
 
 
 def _folders(settings: Settings, kind: str) -> list[Path]:

@@ -191,7 +191,7 @@ def test_days_that_a_check_looks_back_to_stay_in_the_retrieval_log(project: Proj
 def test_webhooks_that_are_done_with_go_and_those_that_wait_stay(project: Project) -> None:
     settings, action = load_settings(), Action(kind="run", target="gate/support")
     with closing(WebhookInbox(settings.inbox)) as inbox:
-        for number, (age, actions) in enumerate([(100, ()), (80, ()), (100, (action,))]):
+        for number, (age, actions) in enumerate([(100, ()), (20, ()), (100, (action,))]):
             at = (datetime.now(UTC) - timedelta(days=age)).isoformat()
             hook = Hook(id=f"h{number}", source="github", event="push", received_at=at, actions=actions)
             assert asyncio.run(inbox.put(hook))
