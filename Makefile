@@ -51,6 +51,7 @@ bench: setup
 soak: setup
 	$(BIN)/python -m benchmarks.reindex_soak
 	$(BIN)/python -m benchmarks.promotion_kills
+	$(BIN)/python -m benchmarks.gateway_kills
 
 # After a change of the dependencies in pyproject.toml. overrides.txt keeps torch out (facts beside the pin).
 lock: setup
