@@ -25,7 +25,7 @@ from touchstone.errors import Unmeasurable
 from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Hook
 
-LEASE_S = 60.0
+LEASE_S = 20.0
 _MOST_AT_ONCE = 256  # rows per transaction
 _GATHER_S = 0.002  # that the first of them waits for more: they share its fsync
 _MOST_WAITING = 4096  # that may queue for the writer before callers are told to come again
