@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -58,6 +59,7 @@ class PrefectApi:
         body = {
             "id": str(uuid5(NAMESPACE_URL, f"touchstone:{key}")),
             "event": event,
+            "occurred": datetime.now(UTC).isoformat(),
             "resource": {"prefect.resource.id": resource},
             "payload": payload,
         }
