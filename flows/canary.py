@@ -66,7 +66,7 @@ def canary_start(by: str = "prefect") -> State:
             message = f"canary {release.canary.canary_id}, {release.canary.status}"
             return Completed(name="Running already", message=message)
         if release.champion is None:
-            message = f"{settings.environment} has no champion to compare with: `touchstone promote` makes the first one"
+            message = f"{settings.environment} has no champion yet: `touchstone promote` makes the first one"
             return Completed(name="First release", message=message)
         state = start_canary(settings, ledger, by)
         for warning in _deliver(settings, ledger):

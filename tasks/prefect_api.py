@@ -76,16 +76,21 @@ class PrefectApi:
         return self._deployments[deployment]
 
     async def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                answer = await self._http.request(method, path, json=body)
-            except httpx.HTTPError as error:
-                raise PrefectAway(f"Prefect does not answer: {type(error).__name__}") from None
+        for attempt in range(1, _TRIES):
+            answer = await self._sent(method, path, body)
             if answer.status_code < 500 and answer.status_code not in _BUSY:
-                break
-            if attempt == _TRIES:
-                raise PrefectAway(f"Prefect answers {answer.status_code}")
+                return answer
             await asyncio.sleep(random.uniform(0.5, 1.5) * 0.015 * 2**attempt)  # apart, or those who met meet again
+        answer = await self._sent(method, path, body)
+        if answer.status_code >= 500 or answer.status_code in _BUSY:
+            raise PrefectAway(f"Prefect answers {answer.status_code}")
+        return answer
+
+    async def _sent(self, method: str, path: str, body: Any) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise PrefectAway(f"Prefect does not answer: {type(error).__name__}") from None
         if answer.status_code in {401, 403}:  # people mend this without sending the webhook again
             raise PrefectAway(f"Prefect answers {answer.status_code}: check PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
         return answer
