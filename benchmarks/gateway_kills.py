@@ -27,10 +27,10 @@ def main() -> None:
     chance, began = random.Random(given.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         site = Site(Path(folder), given.database)
-        site.start()
         sender = Sender(site, given.rate)
-        sender.start()
         try:
+            site.start()
+            sender.start()
             for _ in range(given.kills):
                 time.sleep(chance.uniform(0.1, 1.5))
                 site.gateway.stop(signal.SIGKILL)

@@ -29,8 +29,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         site = Site(Path(folder), given.database)
-        site.start()
         try:
+            site.start()
             _up(site, given.rate, given.seconds)
             _outage(site, given.rate, given.outage)
         finally:

@@ -130,7 +130,8 @@ class Sender:
     def stop(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            if thread.ident is not None:
+                thread.join(60)
 
     def _send(self) -> None:
         with httpx.Client(base_url=self._site.url, timeout=15) as http:
