@@ -6,8 +6,9 @@ from contextlib import closing
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
+from flows.verdicts import ended
 from tasks.announce_canary import create_canary_artifact
 from tasks.canaries import Looked, look, looks, start_canary
 from tasks.environment import apply_defaults
@@ -79,10 +80,8 @@ def canary_start(by: str = "prefect") -> State:
 
 def final_state(looked: Looked) -> State:
     """Failed when nobody could tell, completed under the verdict's name otherwise."""
-    name = _STATES[looked.verdict]
-    if looked.verdict is CanaryVerdict.UNMEASURABLE:
-        return Failed(name=name, message=looked.reason, data=looked.summary())
-    return Completed(name=name, message=looked.reason, data=looked.summary())
+    failed = looked.verdict is CanaryVerdict.UNMEASURABLE
+    return ended(_STATES[looked.verdict], looked.reason, looked.summary(), failed=failed)
 
 
 def _deliver(settings: Settings, ledger: Ledger) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 
+from flows.verdicts import ended
 from tasks.announce_freshness import create_artifact, emit_freshness_event
 from tasks.environment import apply_defaults
 from tasks.freshness_check import Gathered, gather, record, repair_plan
@@ -89,5 +89,5 @@ def final_state(report: FreshnessReport) -> State:
     """Failed when breached, and when nobody could tell, so that failure automations hear of both."""
     unmeasurable = bool(report.source_error) and not report.breached
     name = "Unmeasurable" if unmeasurable else report.level.capitalize()
-    state = Failed if unmeasurable or report.breached else Completed
-    return state(name=name, message=f"{report.level}: {report.reason}", data=report.summary())
+    message = f"{report.level}: {report.reason}"
+    return ended(name, message, report.summary(), failed=unmeasurable or report.breached)

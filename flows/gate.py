@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from pydantic import Field
 
 from flows.golden_eval import evaluate_shard, publish, publish_cases
+from flows.verdicts import ended, found_in
 from tasks.announce_gate import create_artifact, with_links
 from tasks.environment import apply_defaults
 from tasks.evaluation import EvalSession, Progress, Unit
@@ -163,10 +164,7 @@ def run_as_flow(request: GateRequest, resume: str | None = None) -> GateReport:
         state: State = await gate(**given, return_state=True)  # pyright: ignore[reportGeneralTypeIssues] - async flow
         return await state.aresult(raise_on_failure=False)
 
-    data = asyncio.run(run())
-    if isinstance(data, Exception):
-        raise data
-    return GateReport.model_validate(data)
+    return GateReport.model_validate(found_in(asyncio.run(run())))
 
 
 async def block_as_task(session: EvalSession, title: str, units: Sequence[Unit]) -> list[CaseResult]:
@@ -182,5 +180,4 @@ def _reports(settings: Settings, report: GateReport) -> list[EvalReport]:
 
 def _state(report: GateReport) -> State:
     name, message = report.decision.verdict.capitalize(), f"{report.headline}: {report.decision.reason}"
-    state = Completed if report.decision.verdict == "pass" else Failed
-    return state(name=name, message=message, data=report.model_dump(mode="json"))
+    return ended(name, message, report.model_dump(mode="json"), failed=report.decision.verdict != "pass")

@@ -14,9 +14,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from pydantic import Field
 
+from flows.verdicts import ended, found_in
 from tasks.announce import create_artifact, emit_events, headline
 from tasks.chart import chart_png
 from tasks.crashed_runs import LeftAlone, take_over
@@ -219,10 +220,7 @@ async def run_as_flow(request: EvalRequest, resume: str | None, retry_failures: 
     state: State = await golden_eval(  # pyright: ignore[reportGeneralTypeIssues] - its stubs know no async flow's state
         **request.model_dump(), resume=resume, retry_failures=retry_failures, return_state=True
     )
-    data = await state.aresult(raise_on_failure=False)
-    if isinstance(data, Exception):
-        raise data
-    return data["run_key"]
+    return found_in(await state.aresult(raise_on_failure=False))["run_key"]
 
 
 async def _shard(session: EvalSession, number: int, units: Sequence[Unit]) -> list[CaseResult]:
@@ -270,6 +268,5 @@ def _state(report: EvalReport) -> State:
     message = f"{headline(report)}: {report.reason}"
     name = report.verdict.capitalize()
     data = {"run_key": report.run_key, "verdict": report.verdict, "direction": report.direction}
-    if report.verdict == "unmeasurable" or (report.verdict == "drifted" and report.direction == "worse"):
-        return Failed(name=name, message=message, data=data)
-    return Completed(name=name, message=message, data=data)
+    is_worse = report.verdict == "drifted" and report.direction == "worse"
+    return ended(name, message, data, failed=is_worse or report.verdict == "unmeasurable")

@@ -10,8 +10,8 @@ from functools import partial
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 
+from flows.verdicts import ended
 from tasks.announce_housekeeping import create_housekeeping_artifact
 from tasks.environment import apply_defaults
 from tasks.loading import load_settings
@@ -78,9 +78,8 @@ def clean_as_task(system: str, work: Callable[[], list[Cleaned]]) -> list[Cleane
 
 def final_state(report: HousekeepingReport) -> State:
     """Failed when something could not be cleaned: disks fill up silently otherwise."""
-    state = Failed if report.failed else Completed
     name = "Incomplete" if report.failed else "Cleaned" if not report.dry_run else "Counted"
-    return state(name=name, message=report.headline, data=report.summary())
+    return ended(name, report.headline, report.summary(), failed=bool(report.failed))
 
 
 def _reason(error: Exception) -> str:

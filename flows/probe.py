@@ -8,9 +8,9 @@ from typing import Annotated
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 from pydantic import Field
 
+from flows.verdicts import ended
 from tasks.announce_probe import create_probe_artifact, emit_probe_event
 from tasks.environment import apply_defaults
 from tasks.loading import load_settings
@@ -68,9 +68,6 @@ def conduct(
 
 def final_state(report: ProbeReport) -> State:
     """Failed when the vendor moved, and when nobody could tell, so that failure automations hear of both."""
-    message = f"{report.level}: {report.reason}"
-    if report.level is ProbeLevel.DETECTED:
-        return Failed(name="Drifted", message=message, data=report.summary())
-    if report.level is ProbeLevel.UNMEASURABLE:
-        return Failed(name="Unmeasurable", message=message, data=report.summary())
-    return Completed(name=report.level.capitalize(), message=message, data=report.summary())
+    name = "Drifted" if report.level is ProbeLevel.DETECTED else report.level.capitalize()
+    failed = report.level in {ProbeLevel.DETECTED, ProbeLevel.UNMEASURABLE}
+    return ended(name, f"{report.level}: {report.reason}", report.summary(), failed=failed)

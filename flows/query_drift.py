@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.verdicts import found_in
 from tasks.announce_queries import MOST_POINTS, create_query_artifact, emit_query_event, query_chart
 from tasks.environment import apply_defaults
 from tasks.loading import load_retrieval_config, load_settings
@@ -60,10 +61,7 @@ def conduct(settings: Settings, config: RetrievalConfig, now: datetime | None = 
 def run_as_flow(config: str) -> QueryDriftDecision:
     """Run the check as a Prefect flow run in this process."""
     state: State = query_drift(config=config, return_state=True)
-    data = state.result(raise_on_failure=False)
-    if isinstance(data, Exception):
-        raise data
-    return QueryDriftDecision.model_validate(data)
+    return QueryDriftDecision.model_validate(found_in(state.result(raise_on_failure=False)))
 
 
 def _chart(settings: Settings, config: RetrievalConfig, log: Log) -> bytes | None:

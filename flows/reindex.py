@@ -14,11 +14,11 @@ from typing import Annotated, Any, Protocol
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.embedding_shards import embed_as_tasks
+from flows.verdicts import ended, found_in
 from tasks.announce_index import BuildArtifacts, emit_build_event, headline
 from tasks.embedding import Embedder, EmbeddingSpend, open_embedder
 from tasks.embedding_cache import EmbeddingCache, cache_key
@@ -120,8 +120,7 @@ def reindex(
     report = publish(settings, report, log)
     emit_build_event(report)
     page.finished(report)
-    state = Completed if report.is_fine else Failed
-    return state(name=headline(report), message=report.reason, data=report.model_dump(mode="json"))
+    return ended(headline(report), report.reason, report.model_dump(mode="json"), failed=not report.is_fine)
 
 
 def conduct(
@@ -287,7 +286,4 @@ def run_as_flow(request: ReindexRequest) -> BuildReport:
     """Run the build as a Prefect flow run in this process."""
     given = request.model_dump(exclude={"trigger"})
     state: State = reindex(**given, return_state=True)
-    data = state.result(raise_on_failure=False)
-    if isinstance(data, Exception):
-        raise data
-    return BuildReport.model_validate(data)
+    return BuildReport.model_validate(found_in(state.result(raise_on_failure=False)))
