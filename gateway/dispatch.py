@@ -105,7 +105,7 @@ class Dispatcher:
             except BadInput as error:
                 outcome = f"{_FAILED}{error}"
             except Exception as error:
-                await self._again(row, outcomes, error, away=action.kind != "alarm")
+                await self._again(row, outcomes, number, error)
                 return
             outcomes[number:] = [outcome, *outcomes[number + 1 :]]
         status = HookStatus.FAILED if any(map(_has_failed, outcomes)) else HookStatus.DONE
@@ -125,16 +125,17 @@ class Dispatcher:
         self._away_in_a_row = 0
         return f"{action.target}: {outcome}"
 
-    async def _again(self, row: InboxRow, outcomes: list[str], error: Exception, *, away: bool) -> None:
+    async def _again(self, row: InboxRow, outcomes: list[str], number: int, error: Exception) -> None:
         """Later; and while Prefect is away nothing else is tried, or an outage would be as busy as all that waits."""
         why = str(error) if isinstance(error, TouchstoneError) else type(error).__name__
         age = (datetime.now(UTC) - datetime.fromisoformat(row.hook.received_at)).total_seconds()
         if age > GIVEN_UP_AFTER_S:
             given_up = f"{_FAILED}given up after {age / 3600:.0f} h: {why}"
-            await asyncio.to_thread(self._store.finish, row.hook.id, HookStatus.FAILED, [*outcomes, given_up])
+            outcomes[number:] = [given_up, *outcomes[number + 1 :]]
+            await asyncio.to_thread(self._store.finish, row.hook.id, HookStatus.FAILED, outcomes)
             return
         due_at = time.time() + _pause(row.attempts)
-        if away:
+        if row.hook.actions[number].kind != "alarm":
             if time.time() >= self._paused_until:  # once for all that were under way
                 self._paused_until = time.time() + _pause(self._away_in_a_row)
                 self._away_in_a_row += 1

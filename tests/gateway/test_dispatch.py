@@ -171,6 +171,11 @@ def test_what_was_tried_for_a_day_is_given_up_and_says_why(site: Site) -> None:
     row = site.settle()
     assert row.status is HookStatus.FAILED
     assert row.outcomes == ("failed: given up after 25 h: Prefect does not answer",)
+    assert site.inbox.retry("h1") == 1
+    assert site.settle().outcomes == row.outcomes  # it is away still
+    site.answer = lambda target: None
+    assert site.inbox.retry("h1") == 1
+    assert site.settle().status is HookStatus.DONE
 
 
 def test_nothing_that_goes_wrong_ends_the_dispatcher(site: Site) -> None:
