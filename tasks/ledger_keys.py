@@ -140,3 +140,4 @@ def _settle(settings: Settings, key_id: str) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     os.link(_file(settings, key_id), draft)
     os.replace(draft, path)
+    draft.unlink(missing_ok=True)  # where both are one file already, a rename leaves both names
