@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from touchstone.errors import BadInput, TouchstoneError
+from touchstone.errors import BadInput, TouchstoneError, Unmeasurable
 from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Action, Hook
 
@@ -18,6 +18,7 @@ GIVEN_UP_AFTER_S = 24 * 3600.0  # a trigger of yesterday does more harm than goo
 LONGEST_PAUSE_S = 10.0  # so that all is delivered soon after an outage
 _LOOK_EVERY_S = 1.0  # for what other gateways, or `touchstone hooks retry`, left to be done
 _AT_ONCE = 4  # Prefect on SQLite refuses more than it speeds up
+_ACTION_S = 15.0  # an action's deadline, within the 20 s for which the inbox hands out a row
 _log = logging.getLogger("touchstone")
 
 
@@ -25,6 +26,7 @@ class Store(Protocol):
     """The part of the inbox that hands rows out; its methods block."""
 
     def claim(self, limit: int, now: float | None = None) -> list[InboxRow]: ...
+    def keep(self, hook_id: str, outcomes: Sequence[str]) -> None: ...
     def finish(self, hook_id: str, status: HookStatus, outcomes: Sequence[str]) -> None: ...
     def postpone(self, hook_id: str, due_at: float, outcomes: Sequence[str]) -> None: ...
 
@@ -32,6 +34,8 @@ class Store(Protocol):
 @dataclass(frozen=True)
 class Doers:
     """How each kind of action is done. BadInput is final; whatever else goes wrong is tried again.
+
+    Unmeasurable of `run` and `emit` says that Prefect is away, and all waits; else that webhook waits by itself.
 
     `run` takes FLOW/NAME, parameters and an idempotency key and gives the flow run's id; `emit` takes name, resource,
     payload and a key; `alarm` takes a name and facts and says what came of it.
@@ -101,13 +105,16 @@ class Dispatcher:
             if number < len(outcomes) and not _has_failed(outcomes[number]):
                 continue
             try:
-                outcome = await self._do(row.hook, number, action)
+                async with asyncio.timeout(_ACTION_S):
+                    outcome = await self._do(row.hook, number, action)
             except BadInput as error:
                 outcome = f"{_FAILED}{error}"
             except Exception as error:
                 await self._again(row, outcomes, number, error)
                 return
             outcomes[number:] = [outcome, *outcomes[number + 1 :]]
+            if number + 1 < len(row.hook.actions):  # Prefect knows an event again for five minutes only
+                await asyncio.to_thread(self._store.keep, row.hook.id, outcomes)
         status = HookStatus.FAILED if any(map(_has_failed, outcomes)) else HookStatus.DONE
         await asyncio.to_thread(self._store.finish, row.hook.id, status, outcomes)
 
@@ -126,16 +133,20 @@ class Dispatcher:
         return f"{action.target}: {outcome}"
 
     async def _again(self, row: InboxRow, outcomes: list[str], number: int, error: Exception) -> None:
-        """Later; and while Prefect is away nothing else is tried, or an outage would be as busy as all that waits."""
+        """Later; and while Prefect is away nothing else is tried, or an outage would be as busy as all that waits.
+
+        What Prefect breaks on, though it is there, waits by itself: it must not hold up the others.
+        """
+        action = row.hook.actions[number]
         why = str(error) if isinstance(error, TouchstoneError) else type(error).__name__
         age = (datetime.now(UTC) - datetime.fromisoformat(row.hook.received_at)).total_seconds()
         if age > GIVEN_UP_AFTER_S:
-            given_up = f"{_FAILED}given up after {age / 3600:.0f} h: {why}"
+            given_up = f"{_FAILED}{action.target}: given up after {age / 3600:.0f} h: {why}"
             outcomes[number:] = [given_up, *outcomes[number + 1 :]]
             await asyncio.to_thread(self._store.finish, row.hook.id, HookStatus.FAILED, outcomes)
             return
         due_at = time.time() + _pause(row.attempts)
-        if row.hook.actions[number].kind != "alarm":
+        if action.kind != "alarm" and isinstance(error, Unmeasurable | TimeoutError):
             if time.time() >= self._paused_until:  # once for all that were under way
                 self._paused_until = time.time() + _pause(self._away_in_a_row)
                 self._away_in_a_row += 1

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event as sa_event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -29,6 +30,8 @@ LEASE_S = 20.0
 _MOST_AT_ONCE = 256  # rows per transaction
 _GATHER_S = 0.002  # that the first of them waits for more: they share its fsync
 _MOST_WAITING = 4096  # that may queue for the writer before callers are told to come again
+_CONNECT_S = 5  # psycopg waits 130 s for a PostgreSQL that takes connections and says nothing
+_FIRST = -1.0  # due before all else: an alarm does not wait behind runs while Prefect is away
 
 _METADATA = sa.MetaData()
 _HOOKS = sa.Table(
@@ -46,6 +49,7 @@ _HOOKS = sa.Table(
     sa.Column("done_at", sa.String(40)),
     sa.Index("webhooks_due", "status", "due_at"),
 )
+_ONE_MORE = _HOOKS.c.attempts + 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class WebhookInbox:
 
     def __init__(self, url: str) -> None:
         self._engine = ledger_engine(url, setting="TOUCHSTONE_INBOX_URL")
+        if self._engine.driver == "psycopg":
+            sa_event.listen(self._engine, "do_connect", _with_deadline)
         try:
             _METADATA.create_all(self._engine)
         except sa_exc.DBAPIError:  # two that make the table together; what else is wrong is wrong again
@@ -89,8 +95,10 @@ class WebhookInbox:
         status = HookStatus.WAITING if hook.actions else HookStatus.IGNORED
         done_at = None if hook.actions else hook.received_at
         row = {"id": hook.id, "source": hook.source, "received_at": hook.received_at, "status": status.value}
+        due_at = _FIRST if any(action.kind == "alarm" for action in hook.actions) else 0.0
+        row |= {"hook": hook.model_dump_json(), "done_at": done_at, "due_at": due_at}
         try:
-            self._puts.put_nowait(_Put(row | {"hook": hook.model_dump_json(), "done_at": done_at}, loop, future))
+            self._puts.put_nowait(_Put(row, loop, future))
         except queue.Full:
             raise Unmeasurable("more webhooks wait to be written than the inbox's database takes") from None
         return await future
@@ -116,12 +124,16 @@ class WebhookInbox:
         return {HookStatus(status): count for status, count in self._read(query)}
 
     def claim(self, limit: int, now: float | None = None) -> list[InboxRow]:
-        """Up to `limit` rows that are due, the oldest first; nobody else gets them for LEASE_S."""
+        """Up to `limit` rows that are due; nobody else gets them for LEASE_S.
+
+        The oldest first, but those that were postponed after all others: what cannot be done must not stand before
+        what can.
+        """
         now = time.time() if now is None else now
         due = (
             sa.select(_HOOKS)
             .where(_HOOKS.c.status == HookStatus.WAITING.value, _HOOKS.c.due_at <= now, _HOOKS.c.lease_until <= now)
-            .order_by(_HOOKS.c.received_at)
+            .order_by(_HOOKS.c.due_at, _HOOKS.c.received_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
@@ -133,14 +145,18 @@ class WebhookInbox:
                 connection.execute(_HOOKS.update().where(_HOOKS.c.id.in_(ids)).values(lease))
         return [_row(row) for row in found]
 
+    def keep(self, hook_id: str, outcomes: Sequence[str]) -> None:
+        """What is settled of a row so far; its lease begins anew."""
+        self._update(hook_id, outcomes, lease_until=time.time() + LEASE_S)
+
     def finish(self, hook_id: str, status: HookStatus, outcomes: Sequence[str]) -> None:
         """Nothing more is tried by itself."""
         done_at = datetime.now(UTC).isoformat()
-        self._update(hook_id, outcomes, status=status.value, done_at=done_at, lease_until=0.0)
+        self._update(hook_id, outcomes, status=status.value, done_at=done_at, lease_until=0.0, attempts=_ONE_MORE)
 
     def postpone(self, hook_id: str, due_at: float, outcomes: Sequence[str]) -> None:
         """To be tried again at `due_at`, in Unix seconds."""
-        self._update(hook_id, outcomes, due_at=due_at, lease_until=0.0)
+        self._update(hook_id, outcomes, due_at=due_at, lease_until=0.0, attempts=_ONE_MORE)
 
     def retry(self, hook_id: str | None = None) -> int:
         """Give failed webhooks another chance, one or all; how many there were. What was done is not done again."""
@@ -160,9 +176,10 @@ class WebhookInbox:
             return connection.execute(gone).rowcount
 
     def _update(self, hook_id: str, outcomes: Sequence[str], **values: Any) -> None:
-        values |= {"outcomes": json.dumps(list(outcomes)), "attempts": _HOOKS.c.attempts + 1}
+        """Of a row that waits: who stood still beyond his lease comes after another has finished."""
+        waits = _HOOKS.update().where(_HOOKS.c.id == hook_id, _HOOKS.c.status == HookStatus.WAITING.value)
         with self._changing() as connection:
-            connection.execute(_HOOKS.update().where(_HOOKS.c.id == hook_id).values(values))
+            connection.execute(waits.values(values | {"outcomes": json.dumps(list(outcomes))}))
 
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         try:
@@ -246,6 +263,10 @@ def _tell(answers: Sequence[tuple[asyncio.Future[bool], bool | Unmeasurable]]) -
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+
+def _with_deadline(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
+    parameters.setdefault("connect_timeout", _CONNECT_S)
 
 
 def _row(found: sa.Row[Any]) -> InboxRow:

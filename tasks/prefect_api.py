@@ -10,27 +10,34 @@ import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
 import httpx
 
 from tasks.prefect_address import authorization
-from touchstone.errors import BadInput, TouchstoneError
+from touchstone.errors import BadInput, TouchstoneError, Unmeasurable
 from touchstone.privacy import redact_secrets
 
 TIMEOUT_S = 10.0
-_BUSY = {408, 425, 429}  # and every 5xx: Prefect on SQLite answers 503 when two write at once
+_BUSY = {408, 425, 429}  # and what is above 500: Prefect on SQLite answers 503 when two write at once
 _TRIES = 8  # while it is busy: some 4 s
 
 
-class PrefectAway(TouchstoneError):
-    """Prefect did not answer, or was busy: the same request may pass later."""
+class PrefectAway(Unmeasurable):
+    """Prefect did not answer, or was busy: any request may pass later."""
+
+
+class PrefectBroke(TouchstoneError):
+    """Prefect is ready, and yet answers this one request with an error of its own."""
 
 
 class PrefectApi:
-    """One server; for one event loop."""
+    """One server; for one event loop. Raises BadInput for what is no address; without one Prefect is away."""
 
     def __init__(self, url: str) -> None:
+        if url and not _is_address(url):  # which is not shown: it may hold a password
+            raise BadInput("PREFECT_API_URL: no http(s) address, as http://127.0.0.1:4200/api")
         self._http = httpx.AsyncClient(base_url=url, headers=authorization(), timeout=TIMEOUT_S, trust_env=False)
         self._deployments: dict[str, str] = {}
 
@@ -40,8 +47,8 @@ class PrefectApi:
     async def create_run(self, deployment: str, parameters: Mapping[str, Any], idempotency_key: str) -> str:
         """The flow run's id; the same one for the same key. `deployment` is FLOW/NAME.
 
-        Raises BadInput for a deployment that is not there and for parameters that its flow does not take, PrefectAway
-        otherwise.
+        Raises BadInput for a deployment that is not there and for parameters that its flow does not take, PrefectBroke
+        for what Prefect itself fails on (a deployment whose parameter schema is broken), PrefectAway otherwise.
         """
         if _has_template(parameters):
             raise BadInput(f"{deployment}: a parameter holds __prefect_kind, which Prefect would evaluate")
@@ -69,24 +76,28 @@ class PrefectApi:
 
     async def _look_up(self, deployment: str) -> str:
         flow, _, name = deployment.partition("/")
-        answer = await self._send("GET", f"/deployments/name/{flow}/{name}")
+        answer = await self._send("GET", f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}")
         if answer.status_code == 404:
             raise BadInput(_missing(deployment))
         self._deployments[deployment] = str(_checked(answer, deployment)["id"])
         return self._deployments[deployment]
 
     async def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        for attempt in range(1, _TRIES):
-            answer = await self._sent(method, path, body)
-            if answer.status_code < 500 and answer.status_code not in _BUSY:
-                return answer
-            await asyncio.sleep(random.uniform(0.5, 1.5) * 0.015 * 2**attempt)  # apart, or those who met meet again
         answer = await self._sent(method, path, body)
-        if answer.status_code >= 500 or answer.status_code in _BUSY:
+        for attempt in range(1, _TRIES):
+            if not _is_busy(answer):
+                break
+            await asyncio.sleep(random.uniform(0.5, 1.5) * 0.015 * 2**attempt)  # apart, or those who met meet again
+            answer = await self._sent(method, path, body)
+        if answer.status_code >= 500 and (await self._sent("GET", "/ready", None)).is_success:
+            raise PrefectBroke(f"Prefect is ready, but answers {answer.status_code} to this: its server's log says why")
+        if answer.status_code == 500 or _is_busy(answer):
             raise PrefectAway(f"Prefect answers {answer.status_code}")
         return answer
 
     async def _sent(self, method: str, path: str, body: Any) -> httpx.Response:
+        if not self._http.base_url.host:
+            raise PrefectAway("PREFECT_API_URL is not set")
         try:
             answer = await self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
@@ -94,6 +105,18 @@ class PrefectApi:
         if answer.status_code in {401, 403}:  # people mend this without sending the webhook again
             raise PrefectAway(f"Prefect answers {answer.status_code}: check PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
         return answer
+
+
+def _is_busy(answer: httpx.Response) -> bool:
+    return answer.status_code > 500 or answer.status_code in _BUSY
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
 def _checked(answer: httpx.Response, deployment: str) -> dict[str, Any]:

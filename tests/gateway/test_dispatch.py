@@ -15,7 +15,7 @@ import pytest
 from gateway import dispatch
 from gateway.dispatch import Dispatcher, Doers
 from tasks.inbox import WebhookInbox
-from touchstone.errors import BadInput, TouchstoneError
+from touchstone.errors import BadInput, TouchstoneError, Unmeasurable
 from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Action, Hook
 
@@ -31,9 +31,13 @@ class Site:
     def __init__(self, inbox: WebhookInbox) -> None:
         self.inbox, self.asked = inbox, []
         self.answer: Callable[[str], Any] = lambda target: None
+        self.hangs: set[str] = set()
 
     async def _run(self, target: str, parameters: Mapping[str, Any], key: str) -> str:
-        return self._ask(target, parameters, key)
+        run = self._ask(target, parameters, key)
+        if target in self.hangs:
+            await asyncio.Event().wait()
+        return run
 
     async def _emit(self, target: str, resource: str, parameters: Mapping[str, Any], key: str) -> None:
         self._ask(target, {"resource": resource, **parameters}, key)
@@ -151,7 +155,7 @@ def test_while_prefect_is_away_it_is_asked_now_and_then_and_all_is_done_when_it_
 ) -> None:
     for number in range(30):
         site.put(GATE, id=f"h{number}")
-    site.answer = raising(TouchstoneError("Prefect does not answer"), "gate/support")
+    site.answer = raising(Unmeasurable("Prefect does not answer"), "gate/support")
     ends, began = iter(range(60)), time.monotonic()
     site.work(lambda: next(ends, None) is None)  # some 0.6 s
     pauses = (time.monotonic() - began) / dispatch.LONGEST_PAUSE_S
@@ -170,7 +174,7 @@ def test_what_was_tried_for_a_day_is_given_up_and_says_why(site: Site) -> None:
     site.answer = raising(TouchstoneError("Prefect does not answer"), "gate/support")
     row = site.settle()
     assert row.status is HookStatus.FAILED
-    assert row.outcomes == ("failed: given up after 25 h: Prefect does not answer",)
+    assert row.outcomes == ("failed: gate/support: given up after 25 h: Prefect does not answer",)
     assert site.inbox.retry("h1") == 1
     assert site.settle().outcomes == row.outcomes  # it is away still
     site.answer = lambda target: None
@@ -189,3 +193,61 @@ def test_nothing_that_goes_wrong_ends_the_dispatcher(site: Site) -> None:
     site.answer = answer
     assert site.settle().status is HookStatus.DONE
     assert site.targets() == ["suite-silent"] * 3
+
+
+def test_runs_that_prefect_breaks_on_hold_up_no_others(site: Site) -> None:
+    for number in range(9):  # more than are under way at once, and all of them older
+        site.put(GATE, id=f"broken-{number}")
+    site.put(EVAL, id="sound")
+    site.answer = raising(TouchstoneError("Prefect is ready, and answers 500"), "gate/support")
+    site.work(lambda: site.row("sound").status is HookStatus.DONE)
+    assert site.inbox.counted() == {HookStatus.WAITING: 9, HookStatus.DONE: 1}
+
+
+def test_an_alarm_is_raised_while_prefect_is_away_whatever_else_waits(site: Site) -> None:
+    for number in range(30):
+        site.put(GATE, id=f"h{number}")
+    site.put(ALARM, id="alarm")
+    site.answer = raising(Unmeasurable("Prefect does not answer"), "gate/support")
+    site.work(lambda: site.row("alarm").status is HookStatus.DONE)
+    assert "suite-silent" in site.targets()[: dispatch._AT_ONCE]
+
+
+def test_what_was_done_is_on_disk_before_the_next_action_begins(site: Site) -> None:
+    site.put(EVENT, ALARM)
+    seen: list[tuple[str, ...]] = []
+    site.answer = lambda target: seen.append(site.row().outcomes)
+    site.settle()
+    assert seen == [(), ("my.event: sent",)]
+
+
+def test_an_action_that_hangs_is_left_before_its_row_is_handed_out_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.inbox import LEASE_S
+
+    assert dispatch._ACTION_S < LEASE_S
+    monkeypatch.setattr(dispatch, "_ACTION_S", 0.05)
+    site.put(EVAL)
+    site.hangs = {"golden-eval/daily"}
+    site.answer = lambda target: len(site.asked) < 3 or site.hangs.clear()
+    assert site.settle().status is HookStatus.DONE
+    assert len(site.asked) == 3
+
+
+def test_a_webhook_wakes_the_dispatcher(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_LOOK_EVERY_S", 60)
+
+    async def main() -> None:
+        dispatcher = Dispatcher(site.inbox, Doers(site._run, site._emit, site._alarm))
+        working = asyncio.create_task(dispatcher.work())
+        await asyncio.sleep(0.3)  # it has looked, found nothing, and waits
+        at = datetime.now(UTC).isoformat()
+        await site.inbox.put(Hook(id="h1", source="github", event="push", received_at=at, actions=(GATE,)))
+        dispatcher.wake()
+        async with asyncio.timeout(10):
+            while site.inbox.counted() != {HookStatus.DONE: 1}:  # noqa: ASYNC110  (what is waited for is on disk)
+                await asyncio.sleep(0.02)
+        working.cancel()
+
+    asyncio.run(main())

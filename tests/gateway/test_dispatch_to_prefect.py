@@ -17,6 +17,7 @@ from gateway.dispatch import Dispatcher, Doers
 from tasks.inbox import WebhookInbox
 from tasks.prefect_api import PrefectApi
 from tests.tasks import prefect_site
+from touchstone.errors import BadInput
 from touchstone.inbox import HookStatus, InboxRow
 from touchstone.webhooks import Action, Hook
 
@@ -59,6 +60,9 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     for name in ("one", "two"):
         body = {"name": name, "flow_id": flow_id, "parameter_openapi_schema": SCHEMA, "enforce_parameter_schema": True}
         server.post("/deployments/", body)
+    broken = {"type": "object", "properties": {"event": {"type": "string", "pattern": "("}}}
+    server.post("/deployments/", {"name": "broken", "flow_id": flow_id, "parameter_openapi_schema": broken})
+    server.post("/deployments/", {"name": "odd na?me#1", "flow_id": flow_id, "parameter_openapi_schema": SCHEMA})
     yield server
     server.stop()
 
@@ -131,6 +135,32 @@ def test_what_prefect_does_not_take_is_failed_and_named(prefect: Prefect, inbox:
     assert "hooked/one: Prefect refuses the run: " in row(inbox, "wrong").outcomes[0]
     assert "Validation failed for field 'repeats'" in row(inbox, "wrong").outcomes[0]
     assert "holds __prefect_kind, which Prefect would evaluate" in row(inbox, "code").outcomes[0]
+
+
+def test_a_deployment_that_prefect_breaks_on_holds_up_no_others(prefect: Prefect, inbox: WebhookInbox) -> None:
+    with dispatching(prefect, inbox, seconds=4):
+        for number in range(6):
+            put(inbox, f"broken-{number}", run("hooked/broken", event="x"))
+        put(inbox, "sound", run("hooked/one", event={"sound": 1}))
+    assert row(inbox, "sound").status is HookStatus.DONE
+    assert inbox.counted() == {HookStatus.WAITING: 6, HookStatus.DONE: 1}
+
+
+def test_a_deployment_is_found_by_whatever_name_prefect_lets_it_have(prefect: Prefect) -> None:
+    async def main() -> str:
+        api = PrefectApi(prefect.url)
+        try:
+            return await api.create_run("hooked/odd na?me#1", {}, "odd:1")
+        finally:
+            await api.close()
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port/api", "127.0.0.1:4200/api", "ftp://here/api", "http://"])
+def test_an_address_that_is_none_is_told_with_its_setting(url: str) -> None:
+    with pytest.raises(BadInput, match="PREFECT_API_URL: no http"):
+        PrefectApi(url)
 
 
 def test_an_event_is_sent_once(prefect: Prefect, inbox: WebhookInbox) -> None:

@@ -120,6 +120,37 @@ def test_a_row_is_postponed_finished_and_retried(inbox: WebhookInbox) -> None:
     assert [row.hook.id for row in inbox.claim(5, now)] == [ids[2]]
 
 
+def test_who_comes_late_changes_nothing_of_what_is_done(inbox: WebhookInbox) -> None:
+    put(inbox, hook(1, RUN))
+    [row] = inbox.claim(5)
+    inbox.finish(row.hook.id, HookStatus.DONE, ["flow run 1"])
+    inbox.postpone(row.hook.id, 0.0, [])  # it was handed out to two: the first had stood still for too long
+    inbox.keep(row.hook.id, ["half"])
+    inbox.finish(row.hook.id, HookStatus.FAILED, ["failed: no"])
+    [row] = inbox.listed()
+    assert (row.status, row.outcomes, row.attempts) == (HookStatus.DONE, ("flow run 1",), 1)
+
+
+def test_what_is_kept_of_a_row_renews_its_lease(inbox: WebhookInbox) -> None:
+    put(inbox, hook(1, RUN))
+    now = time.time()
+    [row] = inbox.claim(5, now - LEASE_S + 1)
+    inbox.keep(row.hook.id, ["first: done"])
+    assert inbox.claim(5, now + 2) == []
+    [again] = inbox.claim(5, time.time() + LEASE_S + 1)
+    assert (again.outcomes, again.attempts) == (("first: done",), 0)
+
+
+def test_alarms_go_first_and_what_was_postponed_goes_last(inbox: WebhookInbox) -> None:
+    put(inbox, hook(1, RUN, age=timedelta(hours=1)))
+    now = time.time()
+    inbox.claim(1, now)
+    inbox.postpone(f"{1:032x}", now + 1, [])
+    put(inbox, hook(2, RUN), hook(3, RUN, Action(kind="alarm", target="suite-silent")))
+    order = [inbox.claim(1, now + 2)[0].hook.id[-1] for _ in range(3)]
+    assert order == ["3", "2", "1"]
+
+
 def test_what_waits_or_failed_stays_however_old(inbox: WebhookInbox) -> None:
     old = timedelta(days=40)
     put(inbox, hook(1, RUN, age=old), hook(2, RUN, age=old), hook(3, RUN, age=old), hook(4, age=old), hook(5))
@@ -134,6 +165,19 @@ def test_an_inbox_that_does_not_answer_is_told_with_its_setting(tmp_path: Path) 
         WebhookInbox("postgresql://nobody@127.0.0.1:9/none")
     with pytest.raises(BadInput, match="TOUCHSTONE_INBOX_URL: not an SQLAlchemy URL"):
         WebhookInbox("here")
+
+
+def test_a_postgresql_that_takes_connections_and_is_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from tasks import inbox
+
+    monkeypatch.setattr(inbox, "_CONNECT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(Unmeasurable, match="TOUCHSTONE_INBOX_URL"):
+            WebhookInbox(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
+    assert time.monotonic() - began < 20
 
 
 def test_an_inbox_that_breaks_refuses_and_takes_again_when_it_is_mended(tmp_path: Path) -> None:
