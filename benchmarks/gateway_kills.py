@@ -31,10 +31,7 @@ def main() -> None:
         try:
             site.start()
             sender.start()
-            for _ in range(given.kills):
-                time.sleep(chance.uniform(0.1, 1.5))
-                site.gateway.stop(signal.SIGKILL)
-                site.gateway.start()
+            kill(site, given.kills, chance)
             sender.stop()
             settled = wait_for(lambda: site.waiting() == 0, 300)
             runs = site.runs()
@@ -48,6 +45,14 @@ def main() -> None:
     print(f"lost                         {len(lost)}   limit 0")
     print(f"run twice                    {len(twice)}   limit 0")
     print(f"all settled after the last   {settled:.1f} s")
+
+
+def kill(site: Site, times: int, chance: random.Random) -> None:
+    """The gateway, and start it again, after random pauses."""
+    for _ in range(times):
+        time.sleep(chance.uniform(0.1, 1.5))
+        site.gateway.stop(signal.SIGKILL)
+        site.gateway.start()
 
 
 if __name__ == "__main__":

@@ -54,13 +54,14 @@ class Server:
 class Site:
     """Prefect and the gateway, each a process of its own, on a folder of their own.
 
-    `database`: an empty one for Prefect, as postgresql+asyncpg://USER@HOST/NAME; else SQLite.
+    `database`: an empty one for Prefect, as postgresql+asyncpg://USER@HOST/NAME; else SQLite. `api`: of a Prefect that
+    somebody else has started.
     """
 
-    def __init__(self, folder: Path, database: str = "") -> None:
+    def __init__(self, folder: Path, database: str = "", api: str = "") -> None:
         self.folder, ports = folder, (free_port(), free_port())
-        self.api, self.url = (f"http://127.0.0.1:{port}" for port in ports)
-        self.api += "/api"
+        self.api = api or f"http://127.0.0.1:{ports[0]}/api"
+        self.url = f"http://127.0.0.1:{ports[1]}"
         (folder / "touchstone.yaml").write_text(
             yaml.safe_dump({"webhooks": {"sources": {"github": SOURCE.model_dump(mode="json")}, "rules": [RULE]}})
         )
@@ -69,13 +70,15 @@ class Site:
         if database:
             home["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         server = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0])]
+        self._has_prefect = bool(api)
         self.prefect = Server(server, f"{self.api}/health", folder, home)
         gateway = ["-m", "cli.main", "gateway", "serve", "--port", str(ports[1])]
         paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PREFECT_API_URL": self.api}
         self.gateway = Server(gateway, f"{self.url}/health", folder, home | paths)
 
     def start(self) -> None:
-        self.prefect.start()
+        if not self._has_prefect:
+            self.prefect.start()
         flow, name = DEPLOYMENT.split("/")
         flow_id = self._made("/flows/", {"name": flow})
         self._made("/deployments/", {"name": name, "flow_id": flow_id, "parameter_openapi_schema": SCHEMA})
@@ -102,11 +105,10 @@ class Site:
     def runs(self) -> dict[int, list[dict[str, Any]]]:
         """Flow runs by the number that their webhook had."""
         found: dict[int, list[dict[str, Any]]] = {}
+        ours = {"deployments": {"name": {"any_": [DEPLOYMENT.split("/")[1]]}}, "limit": 200, "sort": "ID_DESC"}
         with httpx.Client(base_url=self.api, timeout=60) as http:
             offset = 0
-            while page := http.post(
-                "/flow_runs/filter", json={"limit": 200, "offset": offset, "sort": "ID_DESC"}
-            ).json():
+            while page := http.post("/flow_runs/filter", json=ours | {"offset": offset}).json():
                 offset += len(page)
                 for run in page:
                     found.setdefault(run["parameters"]["event"]["number"], []).append(run)

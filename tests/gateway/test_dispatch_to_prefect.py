@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.gateway_kills import kill
+from benchmarks.gateway_site import Sender, Site
 from gateway.dispatch import Dispatcher, Doers
 from tasks.inbox import WebhookInbox
 from tasks.prefect_api import PrefectApi
@@ -175,6 +178,27 @@ def test_an_event_is_sent_once(prefect: Prefect, inbox: WebhookInbox) -> None:
 
     [found] = prefect_site.wait_for(seen, 20)
     assert (found["resource"]["prefect.resource.id"], found["payload"]) == ("my.thing", {"n": 3})
+
+
+def test_kills_of_the_gateway_lose_nothing_that_was_acknowledged_and_run_nothing_twice(
+    prefect: Prefect, tmp_path: Path
+) -> None:
+    """A short form of benchmarks/gateway_kills.py."""
+    site = Site(tmp_path, api=prefect.url)
+    sender = Sender(site, per_second=15)
+    try:
+        site.start()
+        sender.start()
+        kill(site, 3, random.Random(1))
+        sender.stop()
+        prefect_site.wait_for(lambda: site.waiting() == 0, 60)
+    finally:
+        sender.stop()
+        site.stop()
+    runs = {number: len(found) for number, found in site.runs().items()}
+    assert len(sender.acknowledged) > 20
+    assert {number: runs.get(number, 0) for number in sender.acknowledged} == dict.fromkeys(sender.acknowledged, 1)
+    assert set(runs.values()) == {1}
 
 
 def test_through_an_outage_what_waits_is_delivered_once(prefect: Prefect, inbox: WebhookInbox) -> None:
