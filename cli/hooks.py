@@ -46,9 +46,11 @@ def list_hooks(
         return
     for row in rows:
         hook = row.hook
-        out.print(f"{hook.received_at[:19]}  {row.status:8} {hook.id}  {hook.source} {hook.event}", markup=False)
+        out.print(
+            f"{hook.received_at[:19]}  {row.status:8} {hook.id}  {hook.source} {hook.event}", markup=False, emoji=False
+        )
         for outcome in row.outcomes or [f"{action.kind} {action.target}" for action in hook.actions]:
-            out.print(f"    {outcome}", markup=False, soft_wrap=True)
+            out.print(f"    {outcome}", markup=False, emoji=False, soft_wrap=True)
     if not rows:
         out.print("none")
 
@@ -95,9 +97,9 @@ def check(file: _File, source: _SourceName, event: _Event = "") -> None:
         raise BadInput(f"the gateway would refuse it: {refused.error}") from None
     for action in hook.actions:
         found = action.problem or json.dumps(action.parameters)
-        out.print(f"{action.kind} {action.target}  {found}", markup=False, soft_wrap=True)
+        out.print(f"{action.kind} {action.target}  {found}", markup=False, emoji=False, soft_wrap=True)
     if not hook.actions:
-        out.print(f"no rule wants {source} {hook.event or 'without an event'}", markup=False)
+        out.print(f"no rule wants {source} {hook.event or 'without an event'}", markup=False, emoji=False)
 
 
 @app.command()
@@ -128,7 +130,7 @@ def send(file: _File, source: _SourceName, event: _Event = "") -> None:
         raise Unmeasurable(
             f"TOUCHSTONE_GATEWAY_URL: {url} does not answer ({type(error).__name__}); `touchstone gateway serve`"
         ) from None
-    out.print(f"{answer.status_code} {answer.text.strip()}", markup=False, soft_wrap=True)
+    out.print(f"{answer.status_code} {answer.text.strip()}", markup=False, emoji=False, soft_wrap=True)
     exit_with(0 if answer.is_success else 1)
 
 

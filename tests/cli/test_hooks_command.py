@@ -66,8 +66,8 @@ def test_what_failed_is_listed_with_its_reason_and_tried_again(site: HookSite, t
     with closing(WebhookInbox(f"sqlite:///{Path.cwd() / 'inbox.db'}")) as inbox:
         for id in ("one", "two"):
             asyncio.run(inbox.put(Hook(id=id, source="github", event="push", received_at=at, actions=(action,))))
-            inbox.finish(id, HookStatus.FAILED, ["failed: Prefect has no deployment [gate/nowhere]"])
-        assert "failed: Prefect has no deployment [gate/nowhere]" in touchstone("hooks", "list")[1]
+            inbox.finish(id, HookStatus.FAILED, ["failed: Prefect has no deployment [gate/nowhere]:key:"])
+        assert "failed: Prefect has no deployment [gate/nowhere]:key:" in touchstone("hooks", "list")[1]
         assert touchstone("hooks", "retry", "one")[0] == 0
         assert inbox.counted() == {HookStatus.WAITING: 1, HookStatus.FAILED: 1}
         assert touchstone("hooks", "retry", "one")[0] == 2  # it has not failed again
